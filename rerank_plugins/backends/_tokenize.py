@@ -1,0 +1,153 @@
+"""Pairs as token ids. The tokenizer is set up once and never touched again, so threads cannot disturb each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from rerank_plugins.errors import ConfigurationError, InputError
+
+__all__ = ["EncodedPair", "PairEncoder", "scorable"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Token ids of one pair, with special tokens, cut to the maximum length."""
+
+    ids: NDArray[np.int32]
+    type_ids: NDArray[np.int32]
+    truncated: bool
+
+
+def scorable(text: str) -> str:
+    """A text that every tokenizer takes: lone surrogates, as broken PDFs have them, become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+class PairEncoder:
+    """Tokenises (query, text) pairs; only the text is ever cut, at its end.
+
+    Args:
+        tokenizer: Raw tokenizer. Its truncation and padding are switched off here, once; do not share it.
+        limit: Most tokens that the model takes.
+        max_length: Most tokens a pair may have; None means `limit`.
+        pad_id: Token id of padding.
+        pad_type_id: Segment id of padding.
+        pad_left: Pad before the tokens instead of after them (causal models).
+        render: Turns (query, text) into one prompt, for models that read a chat template instead of a pair.
+        suffix_ids: Tokens that end every rendered prompt and that truncation must keep.
+        instruction: Put before the query (pairs) or given to `render`.
+
+    Raises:
+        ConfigurationError: `max_length` is more than `limit`, or leaves no room for a pair.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        limit: int,
+        max_length: int | None = None,
+        pad_id: int = 0,
+        pad_type_id: int = 0,
+        pad_left: bool = False,
+        render: Callable[[str, str, str | None], str] | None = None,
+        suffix_ids: Sequence[int] = (),
+        instruction: str | None = None,
+    ) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer = tokenizer
+        self.limit = limit
+        self.pad_id = pad_id
+        self.pad_type_id = pad_type_id
+        self.pad_left = pad_left
+        self.render = render
+        self.suffix_ids = np.asarray(suffix_ids, dtype=np.int32)
+        self.default_instruction = instruction
+        self._configure(max_length, None)
+
+    def _configure(self, max_length: int | None, instruction: str | None) -> None:
+        special = self.tokenizer.num_special_tokens_to_add(True) if self.render is None else len(self.suffix_ids)
+        if max_length is not None and not special + 2 <= max_length <= self.limit:
+            raise ConfigurationError(
+                f"max_length must be between {special + 2} (special tokens, one of the query, one of the text) and "
+                f"{self.limit} (the most that this model takes); got {max_length}. Leave it at None for the most."
+            )
+        self.max_length = self.limit if max_length is None else max_length
+        self.instruction = self.default_instruction if instruction is None else instruction
+
+    def configured(self, *, max_length: int | None, instruction: str | None) -> PairEncoder:
+        """This encoder with other settings and the same tokenizer."""
+        other = copy.copy(self)
+        other._configure(max_length, instruction)
+        return other
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        """Tokenise each pair once.
+
+        Raises:
+            InputError: A query is so long that no token of the text fits beside it.
+        """
+        if self.render is not None:
+            return self._encode_rendered(pairs)
+        prefix = self.instruction or ""
+        texts = [(scorable(prefix + query), scorable(text)) for query, text in pairs]
+        encodings = self.tokenizer.encode_batch_fast(texts)
+        return [self._cut_pair(encoding, pair[0]) for encoding, pair in zip(encodings, pairs, strict=True)]
+
+    def _cut_pair(self, encoding: Encoding, query: str) -> EncodedPair:
+        ids = np.asarray(encoding.ids, dtype=np.int32)
+        types = np.asarray(encoding.type_ids, dtype=np.int32)
+        excess = len(ids) - self.max_length
+        if excess <= 0:
+            return EncodedPair(ids, types, False)
+        sequence = encoding.sequence_ids
+        text_positions = [i for i, which in enumerate(sequence) if which == 1]
+        if len(text_positions) <= excess:
+            raise _query_too_long(query, len(ids) - len(text_positions), self.max_length)
+        keep = np.ones(len(ids), dtype=np.bool_)
+        keep[text_positions[-excess:]] = False
+        return EncodedPair(ids[keep], types[keep], True)
+
+    def _encode_rendered(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        assert self.render is not None
+        prompts = [self.render(scorable(query), scorable(text), self.instruction) for query, text in pairs]
+        # The template writes its special tokens itself.
+        encodings = self.tokenizer.encode_batch_fast(prompts, add_special_tokens=False)
+        result = []
+        fixed: dict[str, int] = {}
+        for (query, _), encoding in zip(pairs, encodings, strict=True):
+            ids = np.asarray(encoding.ids, dtype=np.int32)
+            truncated = len(ids) > self.max_length
+            if truncated:
+                if query not in fixed:
+                    bare = self.render(scorable(query), "", self.instruction)
+                    fixed[query] = len(self.tokenizer.encode(bare, add_special_tokens=False).ids)
+                if fixed[query] >= self.max_length:
+                    raise _query_too_long(query, fixed[query], self.max_length)
+                ids = np.concatenate([ids[: self.max_length - len(self.suffix_ids)], self.suffix_ids])
+            result.append(EncodedPair(ids, np.zeros(len(ids), dtype=np.int32), truncated))
+        return result
+
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Start and end character of each token of each text, without special tokens."""
+        encodings = self.tokenizer.encode_batch([scorable(text) for text in texts], add_special_tokens=False)
+        return [list(encoding.offsets) for encoding in encodings]
+
+
+def _query_too_long(query: str, fixed: int, max_length: int) -> InputError:
+    return InputError(
+        f"The query leaves no room for a text: it takes {fixed} tokens with the special ones, and the maximum length "
+        f"is {max_length}. Shorten the query, raise max_length, or use a model that takes more. "
+        f"The query begins: {query[:80]!r}"
+    )

@@ -1,0 +1,181 @@
+"""The seam between the pipeline and the engines: pairs in, logits out."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins.backends._tokenize import EncodedPair, PairEncoder
+from rerank_plugins.batching import token_budget_batches
+from rerank_plugins.errors import InputError
+
+__all__ = ["Backend", "Batch", "LocalBackend", "Pair", "PairScorer"]
+
+Pair = tuple[str, str]
+"""A query and a text."""
+
+
+@runtime_checkable
+class PairScorer(Protocol):
+    """The least that `Reranker(model=...)` takes as a ready backend: any object with this method."""
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Score (query, text) pairs; see `Backend.score_pairs`."""
+        ...
+
+
+class Backend(ABC):
+    """Scores pairs. Implementations are safe to call from many threads at once.
+
+    Attributes:
+        name: What `Reranker.backend_name` reports.
+        precision: Number format of the arithmetic, e.g. ``"fp32"``.
+        emits: ``"logit"``, or ``"probability"`` where an engine gives no logits. Declared, never guessed.
+        labels: Names of the classes by column; empty where there is one score a pair or none is known.
+        max_length: Longest pair in tokens; None where the backend does not tell.
+    """
+
+    name: str = "custom"
+    precision: str = "fp32"
+    emits: Literal["logit", "probability"] = "logit"
+    labels: tuple[str, ...] = ()
+    max_length: int | None = None
+
+    @abstractmethod
+    def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Score pairs.
+
+        Args:
+            pairs: (query, text) pairs; may be empty.
+
+        Returns:
+            float32, shape (n_pairs,) or (n_pairs, n_labels), input order: raw logits, or probabilities where
+            `emits` says so.
+
+        Raises:
+            InputError: A query leaves no room for the text.
+            ScoringError: The engine failed.
+        """
+
+    def score_with_truncation(self, pairs: Sequence[Pair]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """As `score_pairs`, and which texts were cut: shape (n_pairs,). All False where the backend cannot tell."""
+        return self.score_pairs(pairs), np.zeros(len(pairs), dtype=np.bool_)
+
+    def token_offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Start and end character of each token of each text, without special tokens.
+
+        Raises:
+            InputError: The backend has no tokenizer here.
+        """
+        raise InputError(
+            f"Token windows and token budgets need a local tokenizer, which the {self.name!r} backend does not have. "
+            "Leave passage_length and max_tokens at None."
+        )
+
+    def configured(self, *, max_length: int | None, instruction: str | None) -> Backend:
+        """This backend with other settings and the same loaded weights."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded token ids of several pairs, int64, shape (n_pairs, n_tokens)."""
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    token_type_ids: NDArray[np.int64]
+
+
+class LocalBackend(Backend):
+    """A backend that tokenises here: an engine adds only `forward`.
+
+    Args:
+        encoder: Tokenises pairs.
+        token_budget: Largest padded batch, in tokens.
+        labels: Names of the classes by column.
+    """
+
+    def __init__(self, encoder: PairEncoder, *, token_budget: int, labels: Sequence[str] = ()) -> None:
+        self.encoder = encoder
+        self.token_budget = token_budget
+        self.labels = tuple(labels)
+
+    @property
+    def max_length(self) -> int:  # type: ignore[override]
+        """Longest pair, in tokens."""
+        return self.encoder.max_length
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """Raw logits of one batch, shape (n_pairs, n_labels)."""
+
+    def configured(self, *, max_length: int | None, instruction: str | None) -> LocalBackend:
+        """This backend with another maximum length or instruction, sharing tokenizer and weights.
+
+        Raises:
+            ConfigurationError: `max_length` is more than the model takes, or leaves no room for a pair.
+        """
+        other = copy.copy(self)
+        other.encoder = self.encoder.configured(max_length=max_length, instruction=instruction)
+        return other
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Score pairs; see `Backend.score_pairs`."""
+        return self.score_with_truncation(pairs)[0]
+
+    def score_with_truncation(self, pairs: Sequence[Pair]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """As `score_pairs`, and which texts were cut: shape (n_pairs,)."""
+        encoded = self.encoder.encode(pairs)
+        truncated = np.fromiter((pair.truncated for pair in encoded), dtype=np.bool_, count=len(encoded))
+        logits: NDArray[np.float32] | None = None
+        for positions in token_budget_batches([len(pair.ids) for pair in encoded], self.token_budget):
+            part = self.forward(self.collate([encoded[i] for i in positions]))
+            if logits is None:
+                logits = np.empty((len(encoded), part.shape[1]), dtype=np.float32)
+            logits[positions] = part
+        if logits is None:
+            return np.empty(0, dtype=np.float32), truncated
+        return (logits[:, 0] if logits.shape[1] == 1 else logits), truncated
+
+    def collate(self, pairs: Sequence[EncodedPair]) -> Batch:
+        """Pad pairs to the longest one of them."""
+        width = max(len(pair.ids) for pair in pairs)
+        shape = (len(pairs), width)
+        ids = np.full(shape, self.encoder.pad_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        types = np.full(shape, self.encoder.pad_type_id, dtype=np.int64)
+        for row, pair in enumerate(pairs):
+            n = len(pair.ids)
+            place = slice(width - n, width) if self.encoder.pad_left else slice(0, n)
+            ids[row, place] = pair.ids
+            mask[row, place] = 1
+            types[row, place] = pair.type_ids
+        return Batch(ids, mask, types)
+
+    def token_offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Start and end character of each token of each text, without special tokens."""
+        return self.encoder.offsets(texts)
+
+
+def as_backend(scorer: Any) -> Backend:
+    """A ready backend object as a `Backend`: itself, or a thin wrapper around its `score_pairs`."""
+    return scorer if isinstance(scorer, Backend) else _Wrapped(scorer)
+
+
+class _Wrapped(Backend):
+    def __init__(self, scorer: PairScorer) -> None:
+        self.scorer = scorer
+        self.name = str(getattr(scorer, "name", type(scorer).__name__))
+        self.precision = str(getattr(scorer, "precision", "unknown"))
+        self.emits = getattr(scorer, "emits", "logit")
+        self.labels = tuple(getattr(scorer, "labels", ()))
+        self.max_length = getattr(scorer, "max_length", None)
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        return np.asarray(self.scorer.score_pairs(pairs), dtype=np.float32)

@@ -1,0 +1,77 @@
+"""What can go wrong, as one tree of exceptions.
+
+::
+
+    RerankError
+    ├── ConfigurationError (ValueError)      a keyword that cannot work
+    ├── InputError (ValueError)              a query, candidate or data file that cannot be used
+    ├── MissingDependencyError (ImportError) an extra that is not installed
+    ├── ModelLoadError                       a model that is not there or cannot be read
+    ├── ScoringError                         an engine failed, or gave a logit that is not finite
+    └── ServerError                          a rerank server answered wrongly (url, status)
+        └── ServerTimeout                    ... or not in time
+
+Every message says what was expected, what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigurationError",
+    "InputError",
+    "MissingDependencyError",
+    "ModelLoadError",
+    "RerankError",
+    "ScoringError",
+    "ServerError",
+    "ServerTimeout",
+]
+
+
+class RerankError(Exception):
+    """Base of every exception that this package raises on purpose."""
+
+
+class ConfigurationError(RerankError, ValueError):
+    """A keyword has a value that cannot work."""
+
+
+class InputError(RerankError, ValueError):
+    """A query, a candidate or a data file cannot be used."""
+
+
+class MissingDependencyError(RerankError, ImportError):
+    """A feature needs an optional dependency that is not installed."""
+
+
+class ModelLoadError(RerankError):
+    """A model is missing, incomplete or unreadable."""
+
+
+class ScoringError(RerankError):
+    """An engine failed while scoring, or returned something that is no score."""
+
+
+class ServerError(RerankError):
+    """A rerank server answered with an error, or with something that is no ranking.
+
+    Attributes:
+        url: The address that was asked.
+        status: The HTTP status, or None when there was no answer.
+    """
+
+    def __init__(self, message: str, *, url: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.url = url
+        self.status = status
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_server_error, (type(self), str(self), self.url, self.status))
+
+
+class ServerTimeout(ServerError):
+    """A rerank server did not answer in time."""
+
+
+def _rebuild_server_error(cls: type[ServerError], message: str, url: str, status: int | None) -> ServerError:
+    return cls(message, url=url, status=status)

@@ -1,0 +1,68 @@
+"""Long texts as overlapping token windows, and the way back from window scores to candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins.errors import ConfigurationError
+
+__all__ = ["check_windows", "fold_max", "split_windows"]
+
+
+def check_windows(length: int | None, overlap: int) -> None:
+    """Refuse windows that would not move forward.
+
+    Raises:
+        ConfigurationError: `length` is below 1, or `overlap` is not in ``0 .. length - 1``.
+    """
+    if length is None:
+        return
+    if length < 1:
+        raise ConfigurationError(f"passage_length must be at least 1 token, or None for no windows; got {length}.")
+    if not 0 <= overlap < length:
+        raise ConfigurationError(
+            f"passage_overlap must be in 0..{length - 1} (below passage_length={length}); got {overlap}."
+        )
+
+
+def split_windows(text: str, offsets: Sequence[tuple[int, int]], length: int, overlap: int) -> list[str]:
+    """Cut a text into windows of at most `length` tokens, each sharing `overlap` tokens with the one before.
+
+    Every token is in at least one window, and the last window is full where the text is long enough: it starts
+    earlier instead of being short.
+
+    Args:
+        text: The text.
+        offsets: Start and end character of each token, ascending, without special tokens.
+        length: Tokens per window.
+        overlap: Tokens that neighbouring windows share at least.
+
+    Returns:
+        Slices of `text`, in order; ``[text]`` where it fits into one window.
+    """
+    if len(offsets) <= length:
+        return [text]
+    starts = list(range(0, len(offsets) - length, length - overlap)) + [len(offsets) - length]
+    return [text[offsets[i][0] : offsets[i + length - 1][1]] for i in starts]
+
+
+def fold_max(scores: NDArray[np.float64], owners: Sequence[int], n: int) -> NDArray[np.float64]:
+    """The best window of each candidate.
+
+    Taking the maximum over passages is MaxP of Dai and Callan, "Deeper Text Understanding for IR with Contextual
+    Neural Language Modeling", SIGIR 2019.
+
+    Args:
+        scores: Shape (n_windows,).
+        owners: Candidate of each window.
+        n: Number of candidates.
+
+    Returns:
+        Shape (n,); ``-inf`` for a candidate without a window. A NaN is passed on.
+    """
+    best = np.full(n, -np.inf)
+    np.maximum.at(best, np.asarray(owners, dtype=np.intp), scores)
+    return best

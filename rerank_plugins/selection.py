@@ -1,0 +1,102 @@
+"""Which candidates are kept, and in which order: pure functions of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins.errors import ConfigurationError
+from rerank_plugins.types import Scale
+
+__all__ = ["check_limits", "class_logit", "order", "select", "to_logit", "to_scale"]
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+
+def check_limits(top_n: int | None, max_tokens: int | None = None) -> None:
+    """Refuse a limit that would keep nothing or drop from the wrong end.
+
+    Raises:
+        ConfigurationError: `top_n` or `max_tokens` is neither None nor an int of at least 1.
+    """
+    for name, value in (("top_n", top_n), ("max_tokens", max_tokens)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ConfigurationError(f"{name} must be an int of at least 1, or None for no limit; got {value!r}.")
+
+
+def class_logit(logits: Floats, label: int) -> NDArray[np.float64]:
+    """The log-odds of one class: ``z_l - logsumexp(z_others)``, so that its sigmoid is the softmax probability.
+
+    Args:
+        logits: Shape (n, n_labels), raw logits.
+        label: Column of the class to rank by.
+
+    Returns:
+        Shape (n,). NaN and infinities are passed on.
+    """
+    z = np.asarray(logits, dtype=np.float64)
+    others = np.delete(z, label, axis=1)
+    peak = others.max(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(z[:, label] - peak - np.log(np.exp(others - peak[:, None]).sum(axis=1)), dtype=np.float64)
+
+
+def to_logit(probabilities: Floats) -> NDArray[np.float64]:
+    """The inverse of the sigmoid, kept finite at 0 and 1 by the smallest steps that float64 has there."""
+    p = np.clip(np.asarray(probabilities, dtype=np.float64), np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg)
+    return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float64)
+
+
+def to_scale(logits: Floats, scale: Scale) -> NDArray[np.float64]:
+    """Logits as the scale that is reported; strictly monotone up to float64, and never used for the order.
+
+    Args:
+        logits: Any shape, raw logits; ``-inf`` stands for a blank text.
+        scale: ``"probability"`` for the float64 sigmoid, ``"logit"`` for the logits themselves.
+    """
+    z = np.asarray(logits, dtype=np.float64)
+    if scale == "logit":
+        return z
+    # exp of a negative number only: it cannot overflow.
+    small = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1 / (1 + small), small / (1 + small))
+
+
+def order(logits: Floats) -> NDArray[np.intp]:
+    """Positions by logit, descending; equal logits keep their input order. ``-inf`` comes last."""
+    return np.argsort(-np.asarray(logits), kind="stable")
+
+
+def select(
+    positions: Sequence[int] | NDArray[np.intp],
+    scores: Floats,
+    *,
+    min_score: float | None = None,
+    top_n: int | None = None,
+    token_counts: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+) -> list[int]:
+    """Cut an ordered list: first the threshold, then `top_n`, then the token budget.
+
+    Args:
+        positions: Input positions, best first.
+        scores: Score by input position, in the reported scale.
+        min_score: Smallest score that is kept; None keeps all.
+        top_n: Largest number that is kept; None keeps all.
+        token_counts: Tokens by input position; needed with `max_tokens`.
+        max_tokens: Largest sum of tokens that is kept. The list ends before the first item that does not fit: a
+            worse item never takes the place of a better one.
+
+    Returns:
+        The kept positions, best first.
+    """
+    kept = [int(i) for i in positions if min_score is None or scores[i] >= min_score]
+    kept = kept if top_n is None else kept[:top_n]
+    if max_tokens is None or token_counts is None:
+        return kept
+    spent = np.cumsum([token_counts[i] for i in kept]) if kept else np.array([], dtype=np.intp)
+    return kept[: int(np.searchsorted(spent, max_tokens, side="right"))]

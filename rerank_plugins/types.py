@@ -1,0 +1,102 @@
+"""What goes into a reranker and what comes out: three frozen types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+from rerank_plugins.errors import InputError
+
+__all__ = ["Candidate", "RankedCandidate", "Ranking", "Scale"]
+
+Scale = Literal["probability", "logit"]
+"""What ``score`` means: a probability in 0..1, or the raw logit of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A text that a first stage has found for a query.
+
+    Attributes:
+        text: What is scored against the query.
+        id: The caller's identifier, if there is one. It is carried, never read.
+        metadata: The caller's own data. It is carried, never read.
+        first_stage_score: The score that the first stage gave, if known. It is carried, never read.
+    """
+
+    text: str
+    id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    first_stage_score: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise InputError(
+                f"Candidate.text must be a str, got {type(self.text).__name__}. "
+                "Pass the text itself, for example Candidate(text=document.page_content)."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RankedCandidate:
+    """A candidate with its place in the ranking.
+
+    Attributes:
+        candidate: The candidate that the caller gave (a plain str is wrapped in a `Candidate`).
+        score: The score in the scale of the `Reranker`: a probability (float64 sigmoid or softmax) or a logit.
+        logit: The raw logit that the order is made of; ``-inf`` for a blank text, which no model has seen.
+        index: Position in the caller's list, from 0.
+        rank: Place in this ranking, from 1.
+        first_stage_rank: Place before reranking, from 1: ``index + 1``.
+        truncated: Whether the end of the text was cut off to fit the model.
+    """
+
+    candidate: Candidate
+    score: float
+    logit: float
+    index: int
+    rank: int
+    truncated: bool = False
+
+    @property
+    def first_stage_rank(self) -> int:
+        """Place before reranking, from 1."""
+        return self.index + 1
+
+    @property
+    def text(self) -> str:
+        """The text of the candidate."""
+        return self.candidate.text
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[RankedCandidate]):
+    """The candidates of one query, best first. A sequence: index it, iterate it, take its length.
+
+    Attributes:
+        query: The query as it was asked.
+        items: The ranked candidates, best first.
+        model: Name of the model that scored.
+        scale: What `RankedCandidate.score` means here.
+    """
+
+    query: str
+    items: tuple[RankedCandidate, ...]
+    model: str
+    scale: Scale = "probability"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[RankedCandidate]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> RankedCandidate: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RankedCandidate]: ...
+
+    def __getitem__(self, index: int | slice) -> RankedCandidate | Sequence[RankedCandidate]:
+        return self.items[index]
