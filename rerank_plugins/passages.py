@@ -61,7 +61,7 @@ def fold_max(scores: NDArray[np.float64], owners: Sequence[int], n: int) -> NDAr
         n: Number of candidates.
 
     Returns:
-        Shape (n,); ``-inf`` for a candidate without a window. A NaN is passed on.
+        Shape (n,); ``-inf`` for a candidate without a window.
     """
     best = np.full(n, -np.inf)
     np.maximum.at(best, np.asarray(owners, dtype=np.intp), scores)

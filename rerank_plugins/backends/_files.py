@@ -20,7 +20,7 @@ _NO_LIMIT = 10**9
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text", "longformer"}
 """Families whose first position is ``pad_token_id + 1``: of 514 positions, 512 can be used."""
 
-_COMMON = ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+_COMMON = ["config.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json"]
 _TORCH = ["*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors", "*/config.json", "*/model.safetensors"]
 _NOT_TORCH = ["onnx/*", "openvino/*", "*.onnx", "runs/*", "checkpoint*/*"]
 _GRAPHS: Mapping[str, Sequence[str]] = {
@@ -178,11 +178,40 @@ def resolve(model: str, *, revision: str | None, torch: bool, precision: str, co
                 f"revision={revision!r} only means something for a Hub id, but {model!r} is a local directory. "
                 "Leave revision at None."
             )
-        return ModelFiles(path, model)
-    return ModelFiles(_download(model, revision=revision, torch=torch, precision=precision, code=code), model)
+        files = ModelFiles(path, model)
+    elif torch:
+        allow = [*_TORCH, *(["*.py"] if code else [])]
+        files = ModelFiles(_download(model, revision, allow, _NOT_TORCH), model)
+    else:
+        for graphs in (_GRAPHS.get(precision, _GRAPHS["fp32"]), _GRAPHS["fp32"]):
+            allow = [*_COMMON, *graphs, *(f"{graph}_data" for graph in graphs)]
+            files = ModelFiles(_download(model, revision, allow, None), model)
+            if any((files.path / graph).is_file() for graph in graphs):
+                break
+    if torch:
+        _check_weights(files, _fetch_command(model, revision))
+    return files
 
 
-def _download(model: str, *, revision: str | None, torch: bool, precision: str, code: bool) -> Path:
+def _check_weights(files: ModelFiles, fetch: str) -> None:
+    if any(files.path.rglob("*.safetensors")):
+        return
+    if any(files.path.glob("*.bin")):
+        raise ModelLoadError(
+            f"{files.name!r} has its weights in a pickle (.bin), which can run code when it is read. Expected "
+            "safetensors: load it once where you trust it, with transformers, and save_pretrained() it to a directory."
+        )
+    raise ModelLoadError(
+        f"{files.name!r} has no weights: expected model.safetensors in {files.path}. "
+        f"If it is a Hub model that was only partly downloaded, fetch the rest where there is a network: {fetch}"
+    )
+
+
+def _fetch_command(model: str, revision: str | None) -> str:
+    return f"hf download {model}" + (f" --revision {revision}" if revision else "")
+
+
+def _download(model: str, revision: str | None, allow: list[str], ignore: list[str] | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -192,16 +221,19 @@ def _download(model: str, *, revision: str | None, torch: bool, precision: str, 
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import tqdm
 
-    if torch:
-        allow, ignore = [*_TORCH, *(["*.py"] if code else [])], _NOT_TORCH
-    else:
-        graphs = [name for names in (_GRAPHS.get(precision, ()), _GRAPHS["fp32"]) for name in names]
-        allow, ignore = [*_COMMON, "config_sentence_transformers.json", *graphs, *(f"{g}_data" for g in graphs)], None
+    class Silent(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
     at = f" at revision {revision!r}" if revision else ""
-    fetch = f"hf download {model}" + (f" --revision {revision}" if revision else "")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=allow, ignore_patterns=ignore))
+        return Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=allow, ignore_patterns=ignore, tqdm_class=Silent
+            )
+        )
     except HFValidationError as error:
         raise ModelLoadError(
             f"{model!r} is neither a local directory nor a Hub id of the form 'organisation/name': {error}"
@@ -220,6 +252,6 @@ def _download(model: str, *, revision: str | None, torch: bool, precision: str, 
     except (LocalEntryNotFoundError, EntryNotFoundError, OSError, RuntimeError) as error:
         raise ModelLoadError(
             f"{model!r}{at} is not a local directory, is not in the local cache, and the Hub cannot be reached "
-            f"({type(error).__name__}). Fetch it once where there is a network: {fetch}\n"
+            f"({type(error).__name__}). Fetch it once where there is a network: {_fetch_command(model, revision)}\n"
             "Or use Reranker(model=None): the bundled model needs no download."
         ) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -83,12 +84,13 @@ class TorchBackend(LocalBackend):
                 "'auto'. For int8, convert the model (rerank-plugins convert MODEL OUT --int8) and use backend='onnx'."
             )
         try:
-            self.model = load_cross_encoder(
-                str(files.path),
-                device=target,
-                trust_remote_code=trust_remote_code,
-                model_kwargs={"dtype": dtypes[precision], "use_safetensors": True},
-            )
+            with _no_progress_bars():
+                self.model = load_cross_encoder(
+                    str(files.path),
+                    device=target,
+                    trust_remote_code=trust_remote_code,
+                    model_kwargs={"dtype": dtypes[precision], "use_safetensors": True},
+                )
         except (ConfigurationError, ModelLoadError):
             raise
         except Exception as error:
@@ -191,6 +193,19 @@ class TorchBackend(LocalBackend):
         except Exception as error:
             raise ScoringError(f"PyTorch failed on a batch of shape {batch.input_ids.shape}: {error}") from error
         return np.asarray(scores[:, None] if scores.ndim == 1 else scores, dtype=np.float32)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def default_device() -> str:

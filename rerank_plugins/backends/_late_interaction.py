@@ -1,0 +1,235 @@
+"""The head of the bundled model: [CLS], pooled similarity and late interaction in one logit.
+
+One encoder pass over the joint pair gives every token a vector that has seen both texts. The usual head reads
+only the [CLS] vector and has to learn relevance from nothing. A sentence encoder's trunk already knows
+similarity, so this head starts from it: the cosine of the two pooled texts and, as in ColBERT, each query
+token's best match in the document.
+
+References:
+    Khattab and Zaharia, "ColBERT: Efficient and Effective Passage Search via Contextualized Late Interaction
+    over BERT", SIGIR 2020 (https://arxiv.org/abs/2004.12832).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Module, Transformer
+from torch import Tensor
+
+from rerank_plugins.errors import ModelLoadError
+
+_HEAD_TYPE = "rerank_plugins.backends._late_interaction.LateInteractionScore"
+_EPS = 1e-6
+
+
+class LateInteractionScore(Module):
+    """One relevance logit from the token vectors of a jointly encoded (query, document) pair.
+
+    ``logit = scale * (w.[CLS] + a * cos(mean query, mean document) + c * maxsim + bias) + shift``
+
+    where *maxsim* is the mean over query tokens of their largest cosine with a document token. The special
+    tokens take no part in the pools. ``scale`` and ``shift`` are a calibration fitted after training (1 and 0
+    until then).
+
+    Reads ``token_embeddings`` (batch, tokens, dim), ``attention_mask`` and BERT-style ``token_type_ids`` (0
+    for the query, 1 for the document); writes ``scores``, float32 (batch, 1), raw logits.
+
+    Args:
+        hidden_size: Dimension of the token vectors.
+        cosine_weight: Where ``a`` starts.
+        maxsim_weight: Where ``c`` starts.
+        exclude_special: Leave [CLS] and [SEP] out of both pools.
+    """
+
+    config_keys: list[str] = ["hidden_size", "cosine_weight", "maxsim_weight", "exclude_special"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        hidden_size: int,
+        cosine_weight: float = 14.0,
+        maxsim_weight: float = 6.0,
+        exclude_special: bool = True,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.hidden_size = hidden_size
+        self.cosine_weight = cosine_weight
+        self.maxsim_weight = maxsim_weight
+        self.exclude_special = exclude_special
+        self.linear = torch.nn.Linear(hidden_size, 1)
+        torch.nn.init.zeros_(self.linear.weight)
+        torch.nn.init.zeros_(self.linear.bias)
+        # Both weights are stored divided by ten: Adam moves every parameter by about the learning rate,
+        # whatever its size.
+        self.weights = torch.nn.Parameter(torch.tensor([cosine_weight / 10, maxsim_weight / 10]))
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("shift", torch.zeros(()))
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds ``scores``, float32 of shape (batch, 1), to ``features``.
+
+        Raises:
+            ModelLoadError: If the tokenizer gives no ``token_type_ids``, so that query and document cannot be
+                told apart.
+        """
+        if "token_type_ids" not in features:
+            raise ModelLoadError(
+                "LateInteractionScore needs token_type_ids (0 for the query, 1 for the document), and this "
+                "tokenizer gives none. Use a BERT-style tokenizer and trunk."
+            )
+        hidden = features["token_embeddings"].float()
+        mask = features["attention_mask"].to(hidden.dtype)
+        second = features["token_type_ids"].to(hidden.dtype)
+        query, document = mask * (1 - second), mask * second
+        if self.exclude_special:
+            # [CLS] opens the first segment and [SEP] closes both: drop the positions with no like neighbour
+            # there.
+            edge = torch.zeros_like(mask[:, :1])
+            query = query * torch.cat([edge, query[:, :-1]], 1) * torch.cat([query[:, 1:], edge], 1)
+            document = document * torch.cat([document[:, 1:], edge], 1)
+
+        unit = hidden / (hidden.square().sum(-1, keepdim=True) + _EPS).sqrt()
+        pooled_query = (hidden * query.unsqueeze(-1)).sum(1) / query.sum(1, keepdim=True).clamp(min=1)
+        pooled_document = (hidden * document.unsqueeze(-1)).sum(1) / document.sum(1, keepdim=True).clamp(
+            min=1
+        )
+        norms = (pooled_query.square().sum(-1) + _EPS).sqrt() * (
+            pooled_document.square().sum(-1) + _EPS
+        ).sqrt()
+        cosine = (pooled_query * pooled_document).sum(-1) / norms
+
+        similar = unit @ unit.transpose(1, 2) - 4 * (1 - document).unsqueeze(1)
+        best = similar.amax(-1).clamp(min=-1)
+        maxsim = (best * query).sum(1) / query.sum(1).clamp(min=1)
+
+        weights = self.weights * 10
+        logit = self.linear(hidden[:, 0]).squeeze(-1) + weights[0] * cosine + weights[1] * maxsim
+        features["scores"] = (self.scale * logit + self.shift).unsqueeze(-1)
+        return features
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` to ``output_path``."""
+        self.save_config(output_path)
+        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        init_defaults: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> LateInteractionScore:
+        """Loads what `save` wrote, from a directory or a Hub id."""
+        where: dict[str, Any] = {
+            "subfolder": subfolder,
+            "token": token,
+            "cache_folder": cache_folder,
+            "revision": revision,
+            "local_files_only": local_files_only,
+        }
+        model = cls(**cls.load_config(model_name_or_path, **where))
+        loaded: LateInteractionScore = cls.load_torch_weights(model_name_or_path, model=model, **where)
+        return loaded
+
+
+def build_cross_encoder(
+    trunk: str | os.PathLike[str],
+    *,
+    max_length: int = 512,
+    model_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> CrossEncoder:
+    """A fresh cross-encoder: a pretrained encoder under an untrained `LateInteractionScore`.
+
+    Args:
+        trunk: Directory or Hub id of a BERT-style encoder.
+        max_length: Tokens per pair, special tokens included.
+        model_kwargs: Passed on to the trunk (``{"attn_implementation": "eager"}``).
+        **kwargs: Passed on to `CrossEncoder` (``device=...``).
+
+    Raises:
+        ModelLoadError: If the tokenizer gives no ``token_type_ids``.
+    """
+    body = Transformer(
+        os.fspath(trunk),
+        transformer_task="feature-extraction",
+        max_seq_length=max_length,
+        model_kwargs=model_kwargs,
+    )
+    if "token_type_ids" not in body.tokenizer.model_input_names:
+        raise ModelLoadError(
+            f"{os.fspath(trunk)!r} has no token_type_ids, so a late-interaction head cannot tell the query "
+            "from the document. Use a BERT-style trunk."
+        )
+    config = body.auto_model.config
+    config.num_labels = 1
+    built: CrossEncoder = CrossEncoder(
+        modules=[body, LateInteractionScore(int(config.hidden_size))], **kwargs
+    )
+    return built
+
+
+def _has_our_head(path: Path) -> list[dict[str, Any]] | None:
+    listing = path / "modules.json"
+    if not listing.is_file():
+        return None
+    modules = json.loads(listing.read_text(encoding="utf-8"))
+    return modules if any(module.get("type") == _HEAD_TYPE for module in modules) else None
+
+
+def load_cross_encoder(path_or_id: str | os.PathLike[str], **kwargs: Any) -> CrossEncoder:
+    """Loads any cross-encoder, ours included, without running remote code.
+
+    sentence-transformers imports module classes from outside its own package only under
+    ``trust_remote_code=True``. A local directory that names our head in its ``modules.json`` is therefore put
+    together here; everything else goes to `CrossEncoder` unchanged.
+
+    Args:
+        path_or_id: A local directory or a Hub id.
+        **kwargs: Passed on to `CrossEncoder`.
+
+    Raises:
+        ModelLoadError: If the directory names our head but cannot be loaded.
+    """
+    path = Path(path_or_id)
+    modules = _has_our_head(path)
+    if modules is None:
+        plain: CrossEncoder = CrossEncoder(os.fspath(path_or_id), **kwargs)
+        return plain
+    allowed = {"device", "max_length", "activation_fn", "prompts", "default_prompt_name"}
+    passed = {k: v for k, v in kwargs.items() if k in allowed}
+    max_length = passed.pop("max_length", None)
+    model_kwargs = kwargs.get("model_kwargs") or {}
+    try:
+        loaded: list[torch.nn.Module] = []
+        for module in modules:
+            sub = str(module["path"])
+            if module["type"] == _HEAD_TYPE:
+                loaded.append(LateInteractionScore.load(os.fspath(path), subfolder=sub))
+            else:
+                loaded.append(
+                    Transformer.load(
+                        os.fspath(path), subfolder=sub, local_files_only=True, model_kwargs=model_kwargs
+                    )
+                )
+        loaded[0].auto_model.config.num_labels = 1  # type: ignore[union-attr]
+        if max_length is not None:
+            loaded[0].max_seq_length = int(max_length)  # type: ignore[assignment]
+        ours: CrossEncoder = CrossEncoder(modules=loaded, **passed)
+        return ours
+    except Exception as error:
+        raise ModelLoadError(
+            f"{path} names a late-interaction head but could not be loaded: {error}"
+        ) from error

@@ -1,0 +1,539 @@
+"""From a cross-encoder checkpoint to one ONNX file that the base install can run, and proof that it scores
+the same."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins._extras import import_extra
+from rerank_plugins.backends._files import ModelFiles, resolve
+from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError, ScoringError
+
+__all__ = ["ConversionReport", "convert"]
+
+MAX_LOGIT_DIFFERENCE = 1e-4
+"""Largest difference between a float32 graph and its source that `convert` accepts."""
+MIN_RANK_CORRELATION = 0.99
+"""Smallest Spearman correlation between an int8 graph and its source that `convert` accepts."""
+_MAX_BYTES = 2**31 - 2**20
+"""Size of a protobuf message; weights beyond it go to a file beside the graph."""
+
+_QUERIES = (
+    "how do I sort a list of dictionaries by a key",
+    "capital of France",
+    "What is the difference between a process and a thread, and when should I use each of them?",
+    "如何在Python中读取文件？",
+    "東京の人口は何人ですか",
+    "🎉 emoji query 🚀",
+    "naïve café Ünïcödé",
+    "x",
+)
+_TEXTS = (
+    "Use sorted(items, key=lambda item: item['name']) to sort a list of dictionaries by one of their keys.",
+    "Paris is the capital and largest city of France, on the river Seine.",
+    "A process has its own address space; threads of one process share memory. " * 6,
+    "使用 open() 函数可以读取文件的内容，例如 with open('a.txt') as f: print(f.read())。",
+    "東京都の人口は約1400万人で、日本で最も人口の多い都市である。",
+    "🚀🚀 To the moon! 🎉 Emojis are characters outside the basic multilingual plane. 👩‍💻",
+    "Crème brûlée is a dessert of rich custard with a layer of hardened caramelised sugar.",
+    "no",
+    "The committee met on Tuesday to discuss the budget, but no decision was taken. " * 10,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What `convert` made and how it compares with its source.
+
+    Attributes:
+        path: The directory.
+        source: The checkpoint that was converted.
+        weights: ``"fp32"`` or ``"int8"``.
+        bytes: Size of the graph file, and of the weights beside it where it is too large for one file.
+        inputs: Names of the graph's inputs.
+        n_labels: Columns of ``logits``.
+        pairs: How many pairs were compared.
+        max_difference: Largest absolute difference of logits to the float32 source.
+        rank_correlation: Spearman correlation with the source's logits.
+        exporter: ``"torchscript"`` or ``"dynamo"``.
+    """
+
+    path: Path
+    source: str
+    weights: str
+    bytes: int
+    inputs: tuple[str, ...]
+    n_labels: int
+    pairs: int
+    max_difference: float
+    rank_correlation: float
+    exporter: str
+
+
+def convert(
+    model: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    int8: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    opset: int = 18,
+    overwrite: bool = False,
+    progress: Callable[[str, float], None] | None = None,
+) -> ConversionReport:
+    """Exports a cross-encoder to ``model.onnx``, and checks its scores against the source before anything
+    appears.
+
+    The graph takes the tokenizer's inputs (int64) and gives ``logits``, float32 (batch, labels), before any
+    activation. The directory also gets the tokenizer and a ``config.json``; every backend and both adapters
+    take it as a model.
+
+    Weights in int8 are a quarter of the size, and float again when computing. Activations are never rounded:
+    their scale would be taken over the whole batch, and a score would depend on what else is in it.
+
+    Args:
+        model: A local directory or a Hub id of a sequence-classification cross-encoder.
+        out_dir: Where to put it. It appears only when all is done and checked.
+        int8: Store the weights in int8, each output channel with its own scale.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Run the repository's own Python code.
+        opset: ONNX operator set.
+        overwrite: Replace what is in ``out_dir``.
+        progress: Called with the name of a stage and the share done.
+
+    Returns:
+        What was made, and the measured differences.
+
+    Raises:
+        ConfigurationError: If ``out_dir`` has files in it, or the model is a causal language model.
+        MissingDependencyError: If the extra ``train`` is not installed.
+        ModelLoadError: If the model cannot be loaded or exported.
+        ScoringError: If the graph does not score as its source does.
+    """
+    out = Path(out_dir).expanduser()
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(
+            f"{out} is not a directory. Give a directory that is empty or not there yet."
+        )
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ConfigurationError(
+            f"{out} is not empty. Give another directory, or overwrite=True to replace it."
+        )
+    for module in ("torch", "sentence_transformers", "onnx"):
+        import_extra(module, "train")
+    tell = progress or (lambda stage, share: None)
+
+    tell("load", 0.0)
+    name = os.fspath(model)
+    files = resolve(name, revision=revision, torch=True, precision="fp32", code=trust_remote_code)
+    if files.is_causal:
+        raise ConfigurationError(
+            f"{name!r} is a causal language model, scored by its next token; there is no such ONNX graph "
+            "here. Use it with backend='torch'."
+        )
+    source = _load(files, trust_remote_code)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        graph = work / "model.onnx"
+        tell("export", 0.2)
+        inputs, exporter = _export(source, graph, opset, files.limit)
+        if int8:
+            tell("int8", 0.6)
+            _quantise(graph)
+        tell("check", 0.7)
+        pairs, difference, correlation, n_labels = _check(source, graph, inputs, files.limit)
+        _judge(int8, name, pairs, difference, correlation)
+        tell("write", 0.95)
+        report = ConversionReport(
+            path=out,
+            source=name,
+            weights="int8" if int8 else "fp32",
+            bytes=sum(file.stat().st_size for file in work.iterdir()),
+            inputs=tuple(inputs),
+            n_labels=n_labels,
+            pairs=pairs,
+            max_difference=difference,
+            rank_correlation=correlation,
+            exporter=exporter,
+        )
+        _write_config(source, files, work, report)
+        _write_tokenizer(source, work)
+        work.chmod(0o755)
+        _replace(work, out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    tell("done", 1.0)
+    return report
+
+
+def _load(files: ModelFiles, trust_remote_code: bool) -> Any:
+    from rerank_plugins.backends._late_interaction import load_cross_encoder
+
+    torch = import_extra("torch", "train")
+    try:
+        model = load_cross_encoder(
+            files.path,
+            device="cpu",
+            trust_remote_code=trust_remote_code,
+            # The plain attention: the fused ones bring branches on the mask that a graph cannot hold.
+            model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
+        )
+    except RerankError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"{files.name!r} could not be loaded as a cross-encoder: {error}") from error
+    return model.eval()
+
+
+def _encode(source: Any, pairs: Sequence[tuple[str, str]], limit: int) -> dict[str, Any]:
+    """Tensors of one batch, padded to its longest pair."""
+    tokenizer = source[0].tokenizer
+    encoded = tokenizer(
+        [query for query, _ in pairs],
+        [text for _, text in pairs],
+        truncation="only_second",
+        max_length=limit,
+        padding=True,
+        return_tensors="pt",
+    )
+    return {key: value for key, value in encoded.items() if key in tokenizer.model_input_names}
+
+
+def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str], str]:
+    torch = import_extra("torch", "train")
+    names = [
+        n
+        for n in ("input_ids", "attention_mask", "token_type_ids")
+        if n in source[0].tokenizer.model_input_names
+    ]
+
+    class Flat(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleList(source)
+
+        def forward(self, *tensors: Any) -> Any:
+            features = dict(zip(names, tensors, strict=True))
+            for part in self.parts:
+                features = part(features)
+            return features["scores"].float()
+
+    sample = _encode(source, [(_QUERIES[0], _TEXTS[0]), (_QUERIES[1], _TEXTS[1])], 128)
+    example = tuple(sample[n] for n in names)
+    flat = Flat().eval()
+    axes = {n: {0: "batch", 1: "tokens"} for n in names} | {"logits": {0: "batch"}}
+    failures = []
+    for exporter in ("torchscript", "dynamo"):
+        try:
+            with _silent():
+                if exporter == "torchscript":
+                    torch.onnx.export(
+                        flat,
+                        example,
+                        str(graph),
+                        input_names=names,
+                        output_names=["logits"],
+                        dynamic_axes=axes,
+                        opset_version=opset,
+                        dynamo=False,
+                    )
+                else:
+                    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
+                    torch.onnx.export(
+                        flat,
+                        example,
+                        str(graph),
+                        input_names=names,
+                        output_names=["logits"],
+                        opset_version=opset,
+                        dynamic_shapes=(tuple({0: batch, 1: tokens} for _ in names),),
+                        dynamo=True,
+                    )
+            _compact(graph)
+            # A graph that loads and takes another shape than the example's: a trace can freeze either.
+            other = _encode(
+                source, [(_QUERIES[2], _TEXTS[2]), (_QUERIES[0], _TEXTS[7]), ("a", "b")], min(limit, 512)
+            )
+            _run(_session(graph), names, other)
+            return names, exporter
+        except Exception as error:
+            failures.append(f"{exporter}: {type(error).__name__}: {str(error).strip()[:500]}")
+            for leftover in graph.parent.iterdir():
+                leftover.unlink()
+    raise ModelLoadError("The model could not be exported to ONNX. " + " | ".join(failures))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Exporters print and warn; a library does neither."""
+    previous = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(previous)
+
+
+def _compact(graph: Path) -> None:
+    """One file, no names of local paths, shared weights once."""
+    onnx = import_extra("onnx", "train")
+    loaded = onnx.load(str(graph))
+    for node in loaded.graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    for value in [
+        *loaded.graph.input,
+        *loaded.graph.output,
+        *loaded.graph.value_info,
+        *loaded.graph.initializer,
+    ]:
+        value.ClearField("metadata_props")
+    loaded.ClearField("metadata_props")
+    del loaded.graph.value_info[:]
+    for leftover in graph.parent.iterdir():
+        leftover.unlink()
+    _store(loaded, graph)
+
+
+def _store(loaded: Any, graph: Path) -> None:
+    onnx = import_extra("onnx", "train")
+    if loaded.ByteSize() < _MAX_BYTES:
+        onnx.save(loaded, str(graph))
+    else:
+        onnx.save(loaded, str(graph), save_as_external_data=True, location="model.onnx_data")
+
+
+def _quantise(graph: Path) -> None:
+    """Weights of matrix products and embedding tables to int8, symmetric, one scale for each output channel
+    or row."""
+    onnx = import_extra("onnx", "train")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    loaded = onnx.load(str(graph))
+    body = loaded.graph
+    weights = {item.name: item for item in body.initializer if item.data_type == onnx.TensorProto.FLOAT}
+    made: dict[tuple[str, int], str] = {}
+    nodes: list[Any] = []
+    fresh: list[Any] = []
+    used: set[str] = set()
+
+    def quantised(name: str, axis: int) -> tuple[str, str]:
+        values = numpy_helper.to_array(weights[name])
+        other = tuple(i for i in range(values.ndim) if i != axis)
+        scale = np.maximum(np.abs(values).max(axis=other), 1e-12).astype(np.float32) / np.float32(127)
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+        integers = np.clip(np.rint(values / scale.reshape(shape)), -127, 127).astype(np.int8)
+        stem = f"{name}_int8_{axis}"
+        fresh.append(numpy_helper.from_array(integers, stem))
+        fresh.append(numpy_helper.from_array(scale, f"{stem}_scale"))
+        return stem, f"{stem}_scale"
+
+    for node in body.node:
+        weight = (
+            node.input[1]
+            if node.op_type in {"MatMul", "Gemm"}
+            else node.input[0]
+            if node.op_type == "Gather"
+            else ""
+        )
+        tensor = weights.get(weight)
+        if tensor is None or len(tensor.dims) != 2 or min(tensor.dims) < 16:
+            nodes.append(node)
+            continue
+        if node.op_type == "Gather":
+            if any(a.name == "axis" and a.i != 0 for a in node.attribute):
+                nodes.append(node)
+                continue
+            # Rows are picked while still int8: the table itself is never float, neither on disk nor in
+            # memory.
+            if (weight, 0) not in made:
+                made[weight, 0], _ = quantised(weight, 0)
+                width = numpy_helper.from_array(np.array([-1], dtype=np.int64), f"{made[weight, 0]}_last")
+                fresh.append(width)
+            stem, out = made[weight, 0], node.output[0]
+            nodes += [
+                helper.make_node("Gather", [stem, node.input[1]], [f"{out}_rows"], axis=0),
+                helper.make_node("Cast", [f"{out}_rows"], [f"{out}_float"], to=onnx.TensorProto.FLOAT),
+                helper.make_node("Gather", [f"{stem}_scale", node.input[1]], [f"{out}_scale"], axis=0),
+                helper.make_node("Unsqueeze", [f"{out}_scale", f"{stem}_last"], [f"{out}_scales"]),
+                helper.make_node("Mul", [f"{out}_float", f"{out}_scales"], [out]),
+            ]
+        else:
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            axis = 0 if transposed else 1
+            if (weight, axis) not in made:
+                stem, scale = quantised(weight, axis)
+                made[weight, axis] = f"{stem}_float"
+                nodes.append(
+                    helper.make_node("DequantizeLinear", [stem, scale], [f"{stem}_float"], axis=axis)
+                )
+            node.input[1] = made[weight, axis]
+            nodes.append(node)
+    del body.node[:]
+    body.node.extend(nodes)
+    for node in body.node:
+        used.update(node.input)
+    kept = [item for item in body.initializer if item.name in used]
+    del body.initializer[:]
+    body.initializer.extend(kept + fresh)
+    _store(loaded, graph)
+
+
+def _session(graph: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Waiting threads that spin slow down everything else on the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, names: Sequence[str], batch: dict[str, Any]) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = session.run(["logits"], {n: batch[n].numpy() for n in names})[0]
+    return logits
+
+
+def _batches(limit: int) -> list[list[tuple[str, str]]]:
+    everything = [(query, text) for query in _QUERIES for text in _TEXTS]
+    short = [pair for pair in everything if len(pair[1]) < 120]
+    # A batch of one, an odd one, mixed lengths with much padding, one at the very limit.
+    return [
+        short[:1],
+        short[1:8],
+        everything[8:24],
+        everything[24:56],
+        [("x", "no")],
+        [(_QUERIES[2], "word " * limit)],
+    ]
+
+
+def _check(source: Any, graph: Path, names: Sequence[str], limit: int) -> tuple[int, float, float, int]:
+    torch = import_extra("torch", "train")
+    session = _session(graph)
+    ours, theirs = [], []
+    # Beyond this the comparison takes minutes, and nothing new happens.
+    longest = min(limit, 1024)
+    for pairs in _batches(longest):
+        batch = _encode(source, pairs, longest)
+        features = dict(batch)
+        with torch.inference_mode():
+            for module in source:
+                features = module(features)
+        theirs.append(features["scores"].float().numpy())
+        ours.append(_run(session, names, batch))
+    expected, found = np.concatenate(theirs), np.concatenate(ours)
+    if not np.isfinite(found).all():
+        raise ScoringError(
+            "The exported graph gives logits that are not finite. The model was not converted."
+        )
+    difference = float(np.abs(expected - found).max())
+    correlation = min(_spearman(expected[:, column], found[:, column]) for column in range(expected.shape[1]))
+    return len(found), difference, correlation, int(found.shape[1])
+
+
+def _spearman(a: NDArray[Any], b: NDArray[Any]) -> float:
+    ranks = [_ranks(values) for values in (a, b)]
+    if any(rank.min() == rank.max() for rank in ranks):
+        # All the same logit: the orders agree exactly if both are.
+        return float(all(rank.min() == rank.max() for rank in ranks))
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Ranks from 0, ties at their mean."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    after = np.cumsum(counts)
+    mean: NDArray[np.float64] = (after - counts + after - 1) / 2
+    return mean[place.reshape(-1)]
+
+
+def _judge(int8: bool, name: str, pairs: int, difference: float, correlation: float) -> None:
+    if int8 and correlation < MIN_RANK_CORRELATION:
+        raise ScoringError(
+            f"In int8 {name!r} orders {pairs} pairs differently: Spearman correlation {correlation:.4f}, at "
+            f"least {MIN_RANK_CORRELATION} expected (largest difference of logits {difference:.3g}). "
+            "Convert without int8."
+        )
+    if not int8 and difference > MAX_LOGIT_DIFFERENCE:
+        raise ScoringError(
+            f"The exported graph of {name!r} scores {pairs} pairs differently from its source: logits differ by "
+            f"up to {difference:.3g}, at most {MAX_LOGIT_DIFFERENCE} expected. It was not kept."
+        )
+
+
+def _write_config(source: Any, files: ModelFiles, work: Path, report: ConversionReport) -> None:
+    config = dict(files.config)
+    live = source[0].auto_model.config
+    labels = {int(key): str(value) for key, value in (getattr(live, "id2label", None) or {}).items()}
+    if len(labels) != report.n_labels:
+        labels = {i: f"LABEL_{i}" for i in range(report.n_labels)}
+    config["id2label"] = {str(key): labels[key] for key in sorted(labels)}
+    config["label2id"] = {value: key for key, value in labels.items()}
+    config["num_labels"] = report.n_labels
+    for key in ("max_position_embeddings", "pad_token_id", "model_type"):
+        if getattr(live, key, None) is not None:
+            config.setdefault(key, getattr(live, key))
+    config["rerank_plugins"] = {
+        "weights": report.weights,
+        "source": Path(report.source).name if Path(report.source).exists() else report.source,
+        "max_length": files.limit,
+        "inputs": list(report.inputs),
+        "checked": {
+            "pairs": report.pairs,
+            "max_logit_difference": report.max_difference,
+            "rank_correlation": report.rank_correlation,
+        },
+    }
+    (work / "config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def _write_tokenizer(source: Any, work: Path) -> None:
+    tokenizer = source[0].tokenizer
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        raise ModelLoadError(
+            "The model has no fast tokenizer (tokenizer.json), which the onnx backend needs."
+        )
+    tokenizer.save_pretrained(str(work))
+    # Settings of the last call are saved too; who loads the file sets their own.
+    path = work / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["truncation"] = content["padding"] = None
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _replace(work: Path, out: Path) -> None:
+    if not out.exists():
+        work.replace(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+    out.replace(aside / out.name)
+    try:
+        work.replace(out)
+    except OSError:
+        (aside / out.name).replace(out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

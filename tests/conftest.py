@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before anything imports huggingface_hub: a test that would download must fail, not wait.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny models: threads that wait for each other cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that the user has cached may decide a test, and no test may write there."""
+    monkeypatch.setenv("RERANK_PLUGINS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,119 @@
+"""The rooms of the house: who may import whom, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+
+from pathlib import Path
+
+import pytest
+
+import rerank_plugins
+
+PACKAGE = Path(rerank_plugins.__file__).parent
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "_extras": {"errors"},
+    "types": {"errors"},
+    "passages": {"types", "errors"},
+    "batching": set(),
+    "selection": {"types", "errors"},
+    "models": set(),
+    "backends": {"batching", "errors", "_extras", "models"},
+    "reranker": {"types", "errors", "passages", "selection", "backends", "models"},
+    "testing": {"backends"},
+    "_adapters": {"reranker", "types", "errors", "selection"},
+    "langchain": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
+    "llama_index": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
+    "conversion": {"_extras", "errors", "backends"},
+    "evaluation": {"reranker", "types", "errors", "_extras"},
+    "training": {"reranker", "types", "errors", "_extras", "backends", "conversion", "evaluation"},
+}
+"""What each room may import of this package; `cli` may import anything."""
+
+OUTSIDE: dict[str, set[str]] = {
+    "batching": {"numpy"},
+    "selection": {"numpy"},
+    "passages": {"numpy"},
+    "types": set(),
+    "errors": set(),
+    "_extras": set(),
+    "reranker": {"numpy"},
+    "testing": {"numpy"},
+    "models": set(),
+    "_adapters": {"pydantic"},
+}
+"""What the rooms of the base install may import from outside the standard library."""
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "rerank_plugins" else {module}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_each_room_imports_only_what_it_may(path: Path) -> None:
+    here = room(path)
+    if here in ("__init__", "cli"):
+        return
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("rerank_plugins.")}
+    assert used - {here} <= MAY_IMPORT[here]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_the_base_needs_no_more_than_the_base_install(path: Path) -> None:
+    here = room(path)
+    if here not in OUTSIDE:
+        return
+    outside = {name.split(".")[0] for name in imports(path)} - {"rerank_plugins"} - set(sys.stdlib_module_names)
+    assert outside <= OUTSIDE[here]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_modules_stay_readable(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 550
+
+
+def test_importing_the_package_loads_no_framework_no_engine_and_no_model() -> None:
+    heavy = ["torch", "transformers", "sentence_transformers", "langchain_core", "llama_index", "openvino",
+             "onnxruntime", "huggingface_hub", "pydantic", "typer", "faiss"]  # fmt: skip
+    code = f"import sys, json, rerank_plugins; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+def test_the_version_is_written_once_in_two_places() -> None:
+    assert f'\nversion = "{rerank_plugins.__version__}"\n' in (PACKAGE.parent / "pyproject.toml").read_text()
+
+
+def test_library_code_prints_nothing_and_sets_no_environment() -> None:
+    for path in modules():
+        if room(path) == "cli":
+            continue
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not {"print", "os.putenv", "logging.basicConfig"} & set(calls), path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign | ast.AugAssign):
+                target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+                assert not target.startswith("os.environ["), path
