@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import os
+from collections.abc import Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation
 
+from rerank_plugins import selection
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.types import Scale
 
-__all__ = ["RerankerFields"]
+__all__ = ["RerankerFields", "check_cuts"]
 
 
 class RerankerFields(BaseModel):
     """Every keyword of `Reranker` as a pydantic field, or ``reranker=`` for a shared one.
 
-    A dump or a pickle carries these fields alone, never weights.
+    A dump or a pickle carries these fields alone, never weights. A subclass with settings of its own checks
+    them in `_check`.
+
+    Raises:
+        ConfigurationError: A keyword that cannot work, whatever the model.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
@@ -31,7 +40,8 @@ class RerankerFields(BaseModel):
     """`"auto"`, `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`."""
     max_length: int | None = None
     """Most tokens of a pair; None means as many as the model takes."""
-    scale: Scale = "probability"
+    # `Reranker` checks it: pydantic's own error would not be a ConfigurationError.
+    scale: Annotated[Scale, SkipValidation] = "probability"
     """What the score means: `"probability"` or `"logit"`."""
     label: str | int | None = None
     """For heads with several classes, the one to rank by."""
@@ -45,34 +55,71 @@ class RerankerFields(BaseModel):
     """Score long texts as windows of this many tokens; None scores their beginning."""
     passage_overlap: int = 0
     """Tokens that neighbouring windows share."""
-    reranker: Any = Field(default=None, exclude=True, repr=False)
+    reranker: Any = Field(default=None, exclude=True, repr=False, frozen=True)
     """A `Reranker` to share, instead of the keywords above."""
 
-    _own: Reranker = PrivateAttr()
+    _made: Reranker | None = PrivateAttr(default=None)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_shared(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("reranker") is None:
-            return values
-        shared = values["reranker"]
-        if not isinstance(shared, Reranker):
-            raise ConfigurationError(f"reranker must be a Reranker, got {type(shared).__name__}.")
-        config = shared.config
-        clash = sorted(key for key in config if key in values and values[key] != config[key])
-        if clash:
-            raise ConfigurationError(
-                f"Give either reranker= or its keywords: {', '.join(clash)} came beside reranker=. "
-                "Set them where the Reranker is made."
-            )
-        return {**values, **config}
+    # Hidden from type checkers, which read the keywords off the fields.
+    if not TYPE_CHECKING:
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Make the reranker; it loads nothing yet."""
-        super().model_post_init(context)
-        config = {name: getattr(self, name) for name in _KEYWORDS}
-        self._own = self.reranker if self.reranker is not None else Reranker(**config)
-        self.reranker = self._own
+        def __init__(self, **data: Any) -> None:
+            # Not in validators: pydantic would wrap a ConfigurationError, a ValueError, into its own.
+            super().__init__(**_with_shared(data))
+            self._check()
+            _ = self._own
+
+    def _check(self) -> None:
+        """Raise a `ConfigurationError` for a setting of the subclass that cannot work."""
+
+    @property
+    def _own(self) -> Reranker:
+        """The reranker that the fields describe: the shared one, or one made again when a field changes."""
+        config = {name: _plain(getattr(self, name)) for name in _KEYWORDS}
+        for made in (self.reranker, self._made):
+            if made is not None and made.config == config:
+                return made
+        self._made = made = Reranker(**config)
+        return made
+
+
+def check_cuts(top_n: int | None, min_score: Any) -> None:
+    """Refuse cuts that could only be mistakes.
+
+    Raises:
+        ConfigurationError: `top_n` is neither None nor an int of at least 1, or `min_score` is neither None
+            nor a number.
+    """
+    selection.check_limits(top_n)
+    if min_score is None:
+        return
+    if isinstance(min_score, bool) or not isinstance(min_score, Real) or math.isnan(min_score):
+        raise ConfigurationError(f"min_score must be a number, or None to keep all; got {min_score!r}.")
+
+
+def _with_shared(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of an adapter, with those of its shared reranker."""
+    values = {name: _plain(value) for name, value in data.items()}
+    shared = values.get("reranker")
+    if shared is None:
+        return values
+    if not isinstance(shared, Reranker):
+        raise ConfigurationError(
+            f"reranker must be a Reranker, got {type(shared).__name__}. "
+            "A Hub id, a directory or a backend goes into model=."
+        )
+    config = shared.config
+    clash = sorted(key for key in config if key in values and values[key] != config[key])
+    if clash:
+        raise ConfigurationError(
+            f"Give either reranker= or its keywords: {', '.join(clash)} came beside reranker=. "
+            "Set them where the Reranker is made."
+        )
+    return {**values, **config}
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 _KEYWORDS = tuple(Reranker().config)
