@@ -45,7 +45,8 @@ def split_windows(text: str, offsets: Sequence[tuple[int, int]], length: int, ov
     """
     if len(offsets) <= length:
         return [text]
-    starts = list(range(0, len(offsets) - length, length - overlap)) + [len(offsets) - length]
+    last = len(offsets) - length
+    starts = [*range(0, last, length - overlap), last]
     return [text[offsets[i][0] : offsets[i + length - 1][1]] for i in starts]
 
 

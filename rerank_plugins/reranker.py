@@ -169,6 +169,10 @@ class Reranker:
         # Configuration alone: a copy in another process loads the model itself.
         return _from_config, (self._config,)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reranker:
+        # A ready backend is shared, as loaded weights are.
+        return Reranker(**self._config)
+
     # -- life ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> Reranker:
@@ -207,9 +211,7 @@ class Reranker:
                 # Held as it was loaded, so that the next reranker of this model finds it.
                 self._shared = as_backend(self._ready) if self._spec is None else load_backend(_absolute(self._spec))
                 config = self._config
-                backend = self._shared.configured(
-                    max_length=config["max_length"], instruction=config["instruction"]
-                )
+                backend = self._shared.configured(max_length=config["max_length"], instruction=config["instruction"])
                 if backend.labels:
                     _column(config["label"], len(backend.labels), backend.labels, self.model_name)
                 self._backend = backend
@@ -226,7 +228,7 @@ class Reranker:
 
         Returns:
             float32, shape (n_texts,), input order: raw logits, or the log-odds of the chosen class. A blank text has
-            ``-inf``: no model has seen it.
+            `selection.BLANK_LOGIT`: no model has seen it.
 
         Raises:
             InputError: The query is blank or too long, or something is no string.
@@ -315,7 +317,7 @@ class Reranker:
     def _logits(self, query: str, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Logits and whether each text was cut, both of shape (n_texts,)."""
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-        logits = np.full(len(texts), -np.inf)
+        logits = np.full(len(texts), selection.BLANK_LOGIT)
         truncated = np.zeros(len(texts), dtype=np.bool_)
         if not distinct:
             return logits, truncated
@@ -331,7 +333,7 @@ class Reranker:
         place = {text: i for i, text in enumerate(distinct)}
         for i, text in enumerate(texts):
             if text in place:
-                logits[i] = folded[place[text]]
+                logits[i] = max(folded[place[text]], selection.BLANK_LOGIT)
                 truncated[i] = folded_cut[place[text]]
         return logits, truncated
 

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.types import Scale
 
-__all__ = ["check_limits", "class_logit", "order", "select", "to_logit", "to_scale"]
+__all__ = ["BLANK_LOGIT", "check_limits", "class_logit", "order", "select", "to_logit", "to_scale"]
+
+BLANK_LOGIT = float(np.finfo(np.float32).min)
+"""Logit of a blank text, which no model has seen: below every other, its probability 0.0, and good JSON unlike -inf."""
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -55,7 +58,7 @@ def to_scale(logits: Floats, scale: Scale) -> NDArray[np.float64]:
     """Logits as the scale that is reported; strictly monotone up to float64, and never used for the order.
 
     Args:
-        logits: Any shape, raw logits; ``-inf`` stands for a blank text.
+        logits: Any shape, raw logits.
         scale: ``"probability"`` for the float64 sigmoid, ``"logit"`` for the logits themselves.
     """
     z = np.asarray(logits, dtype=np.float64)
@@ -67,8 +70,8 @@ def to_scale(logits: Floats, scale: Scale) -> NDArray[np.float64]:
 
 
 def order(logits: Floats) -> NDArray[np.intp]:
-    """Positions by logit, descending; equal logits keep their input order. ``-inf`` comes last."""
-    return np.argsort(-np.asarray(logits), kind="stable")
+    """Positions by logit, descending; equal logits keep their input order."""
+    return np.argsort(-np.asarray(logits, dtype=np.float64), kind="stable")
 
 
 def select(

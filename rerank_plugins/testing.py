@@ -93,7 +93,8 @@ def check_backend_contract(backend: object, *, tolerance: float = 1e-4) -> None:
         assert ((together >= 0) & (together <= 1)).all(), "emits='probability', but a score is not in 0..1"
     for i, pair in enumerate(_PAIRS):
         alone = scorer.score_pairs([pair])[0]
-        assert np.allclose(alone, together[i], atol=tolerance), f"pair {i} scores {alone} alone, {together[i]} in a batch"
+        same = np.allclose(alone, together[i], atol=tolerance)
+        assert same, f"pair {i} scores {alone} alone, {together[i]} in a batch"
     backwards = scorer.score_pairs(_PAIRS[::-1])[::-1]
     assert np.allclose(backwards, together, atol=tolerance), "scores must follow the input order"
     twice = scorer.score_pairs([*_PAIRS, *_PAIRS])

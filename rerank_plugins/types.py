@@ -45,7 +45,8 @@ class RankedCandidate:
     Attributes:
         candidate: The candidate that the caller gave (a plain str is wrapped in a `Candidate`).
         score: The score in the scale of the `Reranker`: a probability (float64 sigmoid or softmax) or a logit.
-        logit: The raw logit that the order is made of; ``-inf`` for a blank text, which no model has seen.
+        logit: The raw logit that the order is made of; the lowest float32 for a blank text, which no model
+            has seen.
         index: Position in the caller's list, from 0.
         rank: Place in this ranking, from 1.
         first_stage_rank: Place before reranking, from 1: ``index + 1``.

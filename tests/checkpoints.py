@@ -29,7 +29,7 @@ TEXTS = [
     "北京是中华人民共和国的首都，也是全国的政治中心。",
     "Pandas \U0001f43c love bamboo \U0001f38b and naps \U0001f634; été, naïve, Straße, Ελλάδα, привет.",
     "short",
-    "FAISS is a library for efficient similarity search. 向量检索很快。 It was written at Facebook AI Research \U0001f680.",
+    "FAISS is a library for efficient similarity search. 向量检索很快。 Written at Facebook AI Research \U0001f680.",
     "a b c d e f g " * 8,
     "Git revert makes a new commit that undoes an older one, 撤销 提交, without rewriting history. " * 12,
     "The quick brown fox jumps over the lazy dog. " * 80,
@@ -69,8 +69,17 @@ def tiny(family: str) -> str:
     return str(directory)
 
 
+_MANUAL = list(pydoc_data.topics.topics.values())[:12]
+
+
 def _corpus() -> list[str]:
-    return [*TEXTS * 3, QUERY, CHAT_TEMPLATE, *["yes", "no", "Yes", "No"] * 400, *list(pydoc_data.topics.topics.values())[:12]]
+    return [
+        *TEXTS * 3,
+        QUERY,
+        CHAT_TEMPLATE,
+        *["yes", "no", "Yes", "No"] * 400,
+        *list(pydoc_data.topics.topics.values())[:12],
+    ]
 
 
 @functools.cache

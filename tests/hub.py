@@ -88,11 +88,15 @@ class Hub:
             if not file.is_file():
                 return 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": found[1]}
             content = file.read_bytes()
-            return 200, content, {
-                "X-Repo-Commit": found[1],
-                "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-                "Accept-Ranges": "bytes",
-            }
+            return (
+                200,
+                content,
+                {
+                    "X-Repo-Commit": found[1],
+                    "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                    "Accept-Ranges": "bytes",
+                },
+            )
         return 404, b"", {}
 
     @staticmethod

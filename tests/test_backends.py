@@ -179,16 +179,18 @@ def test_a_missing_engine_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ({"model": tiny("bert"), "backend": "onnx"}, ModelLoadError, "rerank-plugins convert"),
         ({"model": tiny("causal-qwen3"), "backend": "onnx"}, ModelLoadError, "backend='torch'"),
-        ({"model": tiny("bert"), "backend": "torch", "precision": "int8"}, ConfigurationError, "convert MODEL OUT --int8"),
+        (
+            {"model": tiny("bert"), "backend": "torch", "precision": "int8"},
+            ConfigurationError,
+            "convert MODEL OUT --int8",
+        ),
         ({"model": tiny("bert"), "revision": "main"}, ConfigurationError, "local directory"),
         ({"backend": "torch"}, ConfigurationError, "bundled model is an ONNX graph"),
         ({"model": "no-such-directory"}, ModelLoadError, "hf download no-such-directory"),
         ({"model": "not//a valid id"}, ModelLoadError, "neither a local directory nor a Hub id"),
     ],
 )
-def test_what_cannot_be_had_is_a_clear_error(
-    keywords: dict[str, str], error: type[Exception], message: str
-) -> None:
+def test_what_cannot_be_had_is_a_clear_error(keywords: dict[str, str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Reranker(**keywords).prepare()  # type: ignore[arg-type]
 
@@ -261,9 +263,7 @@ def test_an_instruction_reaches_a_causal_model_as_its_system_prompt() -> None:
 
     instruction = "Find passages about bears."
     pairs = [(QUERY, text) for text in TEXTS]
-    theirs = CrossEncoder(tiny("causal-qwen3")).predict(
-        pairs, prompt=instruction, activation_fn=torch.nn.Identity()
-    )
+    theirs = CrossEncoder(tiny("causal-qwen3")).predict(pairs, prompt=instruction, activation_fn=torch.nn.Identity())
     ours = Reranker(tiny("causal-qwen3"), instruction=instruction).score(QUERY, TEXTS)
     assert np.abs(ours - theirs).max() < 1e-4
     assert np.abs(ours - expected("causal-qwen3")).max() > 1e-3
@@ -279,8 +279,8 @@ def test_a_causal_model_without_a_reranking_template_gets_the_published_prompt(t
     tokenizer = AutoTokenizer.from_pretrained(plain)
     prompt = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web '
-        "search query, retrieve relevant passages that answer the query\n<Query>: the query\n<Document>: the text"
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a '
+        "web search query, retrieve relevant passages that answer the query\n<Query>: the query\n<Document>: the text"
         "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
     logits = AutoModelForCausalLM.from_pretrained(plain)(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
@@ -297,9 +297,7 @@ def test_saved_prompts_are_used_by_every_engine(tmp_path: Path) -> None:
     CrossEncoder(tiny("bert"), prompts={"query": "search: "}, default_prompt_name="query").save_pretrained(
         str(prompted)
     )
-    theirs = CrossEncoder(str(prompted)).predict(
-        [(QUERY, text) for text in TEXTS], activation_fn=torch.nn.Identity()
-    )
+    theirs = CrossEncoder(str(prompted)).predict([(QUERY, text) for text in TEXTS], activation_fn=torch.nn.Identity())
     assert np.abs(theirs - expected("bert")).max() > 1e-3
     assert np.abs(Reranker(prompted, backend="torch").score(QUERY, TEXTS) - theirs).max() < 1e-4
     out = tmp_path / "graph"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +30,7 @@ def test_windows_cover_every_token(n: int, length: int, data: st.DataObject) -> 
     assert all(window in text for window in windows)
     if n > length:
         assert all(len(window.split()) == length for window in windows)
-        for first, second in zip(windows, windows[1:], strict=False):
+        for first, second in itertools.pairwise(windows):
             assert len(set(first.split()) & set(second.split())) >= overlap
 
 
@@ -49,4 +51,3 @@ def test_fold_is_the_maximum_of_each_owner(windows: list[tuple[int, float]]) -> 
     for owner in range(10):
         mine = [score for o, score in windows if o == owner]
         assert folded[owner] == (max(mine) if mine else -np.inf)
-

@@ -81,7 +81,15 @@ def test_blank_texts_rank_last_with_score_zero_and_are_not_sent() -> None:
     assert [item.index for item in ranking] == [1, 0, 2, 3]
     assert [item.score for item in ranking[1:]] == [0.0, 0.0, 0.0]
     assert backend.calls == [[("q", "x")]]
-    assert Reranker(backend).score("q", ["", "x"])[0] == -np.inf
+    assert Reranker(backend).score("q", ["", "x"])[0] == np.finfo(np.float32).min
+
+
+def test_a_blank_text_is_last_and_good_json_in_logits_too() -> None:
+    reranker = Reranker(FakeBackend(lambda query, text: -5e4), scale="logit")
+    ranking = reranker.rank("q", ["", "x"])
+    assert [item.index for item in ranking] == [1, 0]
+    json.dumps([item.score for item in ranking], allow_nan=False)
+    assert [item.index for item in reranker.rank("q", ["", "x"], min_score=-1e5)] == [1]
 
 
 def test_empty_in_empty_out_without_loading() -> None:

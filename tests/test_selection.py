@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugins.errors import ConfigurationError
-from rerank_plugins.selection import check_limits, class_logit, order, select, to_logit, to_scale
+from rerank_plugins.selection import BLANK_LOGIT, check_limits, class_logit, order, select, to_logit, to_scale
 
 finite = st.floats(-40, 40, allow_nan=False)
 logit_lists = st.lists(finite, max_size=60)
@@ -21,7 +21,7 @@ def test_order_is_descending_and_stable(logits: list[float]) -> None:
 
 
 def test_blank_texts_come_last() -> None:
-    assert order(np.array([-math.inf, -30.0, 2.0, -math.inf])).tolist() == [2, 1, 0, 3]
+    assert order(np.array([BLANK_LOGIT, -30.0, 2.0, BLANK_LOGIT])).tolist() == [2, 1, 0, 3]
 
 
 @given(logit_lists)
@@ -34,7 +34,7 @@ def test_scales_never_change_the_order(logits: list[float]) -> None:
 
 
 def test_probability_is_the_float64_sigmoid() -> None:
-    z = np.array([-800.0, -20.0, -1.0, 0.0, 1.0, 17.0, 18.0, 20.0, 800.0, -math.inf])
+    z = np.array([-800.0, -20.0, -1.0, 0.0, 1.0, 17.0, 18.0, 20.0, 800.0, BLANK_LOGIT])
     p = to_scale(z, "probability")
     assert p.dtype == np.float64
     assert p[3] == 0.5

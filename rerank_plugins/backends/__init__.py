@@ -44,7 +44,9 @@ class ModelSpec:
                 f"revision={self.revision!r} needs a Hub id as model; the bundled model has no revisions."
             )
         if self.model is not None and not self.model.strip():
-            raise ConfigurationError("model must be a Hub id, a local directory, or None for the bundled model; got ''.")
+            raise ConfigurationError(
+                "model must be a Hub id, a local directory, or None for the bundled model; got blank."
+            )
 
 
 _loaded: weakref.WeakValueDictionary[ModelSpec, Backend] = weakref.WeakValueDictionary()
@@ -154,9 +156,7 @@ def _load_torch(spec: ModelSpec) -> Backend:
     files = resolve(
         spec.model, revision=spec.revision, torch=True, precision=spec.precision, code=spec.trust_remote_code
     )
-    return TorchBackend(
-        files, device=spec.device, precision=spec.precision, trust_remote_code=spec.trust_remote_code
-    )
+    return TorchBackend(files, device=spec.device, precision=spec.precision, trust_remote_code=spec.trust_remote_code)
 
 
 def _find_converted(files: ModelFiles) -> Path | None:

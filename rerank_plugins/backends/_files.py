@@ -221,18 +221,16 @@ def _download(model: str, revision: str | None, allow: list[str], ignore: list[s
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Silent(tqdm):  # type: ignore[type-arg]
+    class Silent(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
     at = f" at revision {revision!r}" if revision else ""
     try:
         return Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=allow, ignore_patterns=ignore, tqdm_class=Silent
-            )
+            snapshot_download(model, revision=revision, allow_patterns=allow, ignore_patterns=ignore, tqdm_class=Silent)
         )
     except HFValidationError as error:
         raise ModelLoadError(

@@ -97,12 +97,8 @@ class LateInteractionScore(Module):
 
         unit = hidden / (hidden.square().sum(-1, keepdim=True) + _EPS).sqrt()
         pooled_query = (hidden * query.unsqueeze(-1)).sum(1) / query.sum(1, keepdim=True).clamp(min=1)
-        pooled_document = (hidden * document.unsqueeze(-1)).sum(1) / document.sum(1, keepdim=True).clamp(
-            min=1
-        )
-        norms = (pooled_query.square().sum(-1) + _EPS).sqrt() * (
-            pooled_document.square().sum(-1) + _EPS
-        ).sqrt()
+        pooled_document = (hidden * document.unsqueeze(-1)).sum(1) / document.sum(1, keepdim=True).clamp(min=1)
+        norms = (pooled_query.square().sum(-1) + _EPS).sqrt() * (pooled_document.square().sum(-1) + _EPS).sqrt()
         cosine = (pooled_query * pooled_document).sum(-1) / norms
 
         similar = unit @ unit.transpose(1, 2) - 4 * (1 - document).unsqueeze(1)
@@ -175,9 +171,7 @@ def build_cross_encoder(
         )
     config = body.auto_model.config
     config.num_labels = 1
-    built: CrossEncoder = CrossEncoder(
-        modules=[body, LateInteractionScore(int(config.hidden_size))], **kwargs
-    )
+    built: CrossEncoder = CrossEncoder(modules=[body, LateInteractionScore(int(config.hidden_size))], **kwargs)
     return built
 
 
@@ -220,9 +214,7 @@ def load_cross_encoder(path_or_id: str | os.PathLike[str], **kwargs: Any) -> Cro
                 loaded.append(LateInteractionScore.load(os.fspath(path), subfolder=sub))
             else:
                 loaded.append(
-                    Transformer.load(
-                        os.fspath(path), subfolder=sub, local_files_only=True, model_kwargs=model_kwargs
-                    )
+                    Transformer.load(os.fspath(path), subfolder=sub, local_files_only=True, model_kwargs=model_kwargs)
                 )
         loaded[0].auto_model.config.num_labels = 1  # type: ignore[union-attr]
         if max_length is not None:
@@ -230,6 +222,4 @@ def load_cross_encoder(path_or_id: str | os.PathLike[str], **kwargs: Any) -> Cro
         ours: CrossEncoder = CrossEncoder(modules=loaded, **passed)
         return ours
     except Exception as error:
-        raise ModelLoadError(
-            f"{path} names a late-interaction head but could not be loaded: {error}"
-        ) from error
+        raise ModelLoadError(f"{path} names a late-interaction head but could not be loaded: {error}") from error

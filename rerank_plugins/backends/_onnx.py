@@ -96,9 +96,7 @@ class OpenVinoBackend(LocalBackend):
 
     name = "openvino"
 
-    def __init__(
-        self, files: ModelFiles, graph: Path, *, precision: str = "fp32", threads: int | None = None
-    ) -> None:
+    def __init__(self, files: ModelFiles, graph: Path, *, precision: str = "fp32", threads: int | None = None) -> None:
         openvino = import_extra("openvino", "openvino")
         super().__init__(_encoder(files), token_budget=TOKEN_BUDGET, labels=files.labels)
         core = openvino.Core()

@@ -76,7 +76,10 @@ class TorchBackend(LocalBackend):
         if precision == "auto":
             precision = "fp32" if on_cpu else "checkpoint"
         dtypes: dict[str, Any] = {
-            "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "checkpoint": "auto"
+            "fp32": torch.float32,
+            "bf16": torch.bfloat16,
+            "fp16": torch.float16,
+            "checkpoint": "auto",
         }
         if precision not in dtypes:
             raise ConfigurationError(
@@ -107,7 +110,7 @@ class TorchBackend(LocalBackend):
         if precision == "fp32":
             # Weights of a head that the caller's checkpoint keeps in half precision follow the choice.
             self.model.float()
-        self._transformer = self.model[0]
+        self._transformer: Any = self.model[0]
         super().__init__(
             self._encoder(files),
             token_budget=CPU_TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET,
@@ -200,12 +203,12 @@ def _no_progress_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if enabled:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def default_device() -> str:

@@ -1,0 +1,57 @@
+"""The bundled model: golden scores, the same on every engine, and no worse than its card says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rerank_plugins import Reranker
+from rerank_plugins.models import bundled_directory
+from rerank_plugins.testing import check_backend_contract
+
+pytestmark = pytest.mark.bundled
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_bundled.json").read_text(encoding="utf-8"))
+"""Written by scripts/golden.py with ONNX Runtime; made again with every new model."""
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_golden_scores(backend: str) -> None:
+    reranker = Reranker(backend=backend)
+    for query, texts in GOLDEN["queries"].items():
+        logits = reranker.score(query, list(texts))
+        expected = np.array(list(texts.values()), dtype=np.float32)
+        assert np.abs(logits - expected).max() < 1e-3, query
+        assert np.argsort(-logits).tolist() == np.argsort(-expected).tolist(), query
+
+
+def test_golden_scores_put_the_answer_first() -> None:
+    """The first text of each query answers it; the others share its words or its topic."""
+    reranker = Reranker()
+    first = [reranker.rank(query, list(texts))[0].index == 0 for query, texts in GOLDEN["queries"].items()]
+    assert sum(first) >= len(first) - 1, first
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_the_bundled_model_keeps_the_contract(backend: str) -> None:
+    check_backend_contract(Reranker(backend=backend).prepare()._backend, tolerance=1e-3)
+
+
+def test_scores_are_probabilities_that_mean_something() -> None:
+    ranking = Reranker().rank(
+        "what is the capital of france", ["Paris is the capital of France.", "Bread is made of flour and water."]
+    )
+    assert ranking[0].score > 0.5 > ranking[1].score
+
+
+def test_the_card_and_the_files_are_complete_and_small() -> None:
+    directory = bundled_directory()
+    files = {path.name: path.stat().st_size for path in directory.iterdir()}
+    assert {"model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "README.md"} <= set(files)
+    assert sum(files.values()) < 25 * 2**20
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    for word in ("English", "trec-dl20", "clapnq-dev", "selqa-test", "cranfield", "CC BY", "rerank-plugins train"):
+        assert word in card, word
