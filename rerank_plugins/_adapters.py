@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation
 
-from rerank_plugins import selection
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.types import Scale
 
-__all__ = ["RerankerFields", "check_cuts"]
+__all__ = ["RerankerFields"]
 
 
 class RerankerFields(BaseModel):
@@ -81,20 +78,6 @@ class RerankerFields(BaseModel):
                 return made
         self._made = made = Reranker(**config)
         return made
-
-
-def check_cuts(top_n: int | None, min_score: Any) -> None:
-    """Refuse cuts that could only be mistakes.
-
-    Raises:
-        ConfigurationError: `top_n` is neither None nor an int of at least 1, or `min_score` is neither None
-            nor a number.
-    """
-    selection.check_limits(top_n)
-    if min_score is None:
-        return
-    if isinstance(min_score, bool) or not isinstance(min_score, Real) or math.isnan(min_score):
-        raise ConfigurationError(f"min_score must be a number, or None to keep all; got {min_score!r}.")
 
 
 def _with_shared(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -260,11 +260,11 @@ class Reranker:
             The kept candidates, best first. Equal logits keep the order of the first stage; blank texts come last.
 
         Raises:
-            ConfigurationError: `top_n` or `max_tokens` is below 1.
+            ConfigurationError: `top_n` or `max_tokens` is below 1, or `min_score` is no number.
             InputError: The query is blank or too long, or a candidate is no text.
             ScoringError: The engine failed, or a logit is not finite.
         """
-        selection.check_limits(top_n, max_tokens)
+        selection.check_limits(top_n, min_score, max_tokens)
         _check_query(query)
         items = _candidates(candidates)
         texts = [item.text for item in items]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +21,20 @@ BLANK_LOGIT = float(np.finfo(np.float32).min)
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
-def check_limits(top_n: int | None, max_tokens: int | None = None) -> None:
-    """Refuse a limit that would keep nothing or drop from the wrong end.
+def check_limits(top_n: Any, min_score: Any = None, max_tokens: Any = None) -> None:
+    """Refuse a cut that could only be a mistake.
 
     Raises:
-        ConfigurationError: `top_n` or `max_tokens` is neither None nor an int of at least 1.
+        ConfigurationError: `top_n` or `max_tokens` is neither None nor an int of at least 1, or `min_score` is neither
+            None nor a number.
     """
     for name, value in (("top_n", top_n), ("max_tokens", max_tokens)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ConfigurationError(f"{name} must be an int of at least 1, or None for no limit; got {value!r}.")
+    if min_score is None:
+        return
+    if isinstance(min_score, bool) or not isinstance(min_score, Real) or math.isnan(min_score):
+        raise ConfigurationError(f"min_score must be a number, or None to keep all; got {min_score!r}.")
 
 
 def class_logit(logits: Floats, label: int) -> NDArray[np.float64]:

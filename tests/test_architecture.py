@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"batching", "errors", "_extras", "models"},
     "reranker": {"types", "errors", "passages", "selection", "backends", "models"},
     "testing": {"backends"},
-    "_adapters": {"reranker", "types", "errors", "selection"},
+    "_adapters": {"reranker", "types", "errors"},
     "langchain": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "llama_index": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "conversion": {"_extras", "errors", "backends"},

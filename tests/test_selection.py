@@ -103,10 +103,17 @@ def test_bad_limits_are_refused(bad: object) -> None:
     with pytest.raises(ConfigurationError, match="top_n must be an int of at least 1"):
         check_limits(bad)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="max_tokens"):
-        check_limits(None, bad)  # type: ignore[arg-type]
+        check_limits(None, None, bad)  # type: ignore[arg-type]
 
 
 def test_good_limits_pass() -> None:
     check_limits(None)
-    check_limits(1, 10)
+    check_limits(1, 0.5, 10)
+    check_limits(None, np.float32(-3))  # type: ignore[arg-type]
     check_limits(np.int64(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), "0.5", True])
+def test_a_threshold_that_is_no_number_is_refused(bad: object) -> None:
+    with pytest.raises(ConfigurationError, match="min_score must be a number"):
+        check_limits(3, bad)

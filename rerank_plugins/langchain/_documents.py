@@ -15,8 +15,9 @@ from langchain_core.runnables.config import (
 from pydantic import SkipValidation
 from pydantic.json_schema import SkipJsonSchema
 
-from rerank_plugins._adapters import RerankerFields, check_cuts
+from rerank_plugins._adapters import RerankerFields
 from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins.selection import check_limits
 from rerank_plugins.types import Candidate, Ranking
 
 __all__ = ["DocumentRerankFields"]
@@ -27,7 +28,7 @@ RUN_NAME = "CrossEncoderRerank"
 class DocumentRerankFields(RerankerFields):
     """The keywords of an adapter that ranks Documents, and the ranking itself."""
 
-    # `check_cuts` checks it: pydantic would take True for 1.
+    # `check_limits` checks it: pydantic would take True for 1.
     top_n: Annotated[int | None, SkipValidation] = 3
     """Keep the best this many; None keeps all."""
     min_score: Annotated[float | None, SkipValidation] = None
@@ -40,7 +41,7 @@ class DocumentRerankFields(RerankerFields):
 
     def _check(self) -> None:
         super()._check()
-        check_cuts(self.top_n, self.min_score)
+        check_limits(self.top_n, self.min_score)
         if self.metadata_fields is not None and self.document_text is not None:
             raise ConfigurationError(
                 "Give either metadata_fields or document_text, not both: document_text can read the metadata."

@@ -10,9 +10,9 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from pydantic import ConfigDict, SkipValidation
 
-from rerank_plugins._adapters import check_cuts
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.langchain._documents import DocumentRerankFields
+from rerank_plugins.selection import check_limits
 
 __all__ = ["RerankRetriever"]
 
@@ -70,7 +70,7 @@ class RerankRetriever(DocumentRerankFields, BaseRetriever):
         k = rest.pop("k", self.k)
         cuts = {name: rest.pop(name, getattr(self, name)) for name in ("top_n", "min_score")}
         _check_k(k)
-        check_cuts(**cuts)
+        check_limits(**cuts)
         return k, cuts, rest
 
 

@@ -23,8 +23,9 @@ from llama_index.core.schema import (
 from pydantic import Field, SkipValidation
 from pydantic.json_schema import SkipJsonSchema
 
-from rerank_plugins._adapters import RerankerFields, check_cuts
+from rerank_plugins._adapters import RerankerFields
 from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins.selection import check_limits
 from rerank_plugins.types import Candidate, Ranking
 
 __all__ = ["CrossEncoderRerank"]
@@ -56,7 +57,7 @@ class CrossEncoderRerank(RerankerFields, BaseNodePostprocessor):
         'git revert undoes a commit'
     """
 
-    # `check_cuts` checks it: pydantic would take True for 1.
+    # `check_limits` checks it: pydantic would take True for 1.
     top_n: Annotated[int | None, SkipValidation] = 3
     """Keep the best this many; None keeps all."""
     min_score: Annotated[float | None, SkipValidation] = None
@@ -70,7 +71,7 @@ class CrossEncoderRerank(RerankerFields, BaseNodePostprocessor):
 
     def _check(self) -> None:
         super()._check()
-        check_cuts(self.top_n, self.min_score)
+        check_limits(self.top_n, self.min_score)
 
     @classmethod
     def class_name(cls) -> str:
