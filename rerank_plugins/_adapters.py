@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation
 
+from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.types import Scale
@@ -52,6 +54,8 @@ class RerankerFields(BaseModel):
     """Score long texts as windows of this many tokens; None scores their beginning."""
     passage_overlap: int = 0
     """Tokens that neighbouring windows share."""
+    calibration: Any = None
+    """A `Calibration`, the path of a saved one, or a mapping with `"scale"` and `"shift"`."""
     reranker: Any = Field(default=None, exclude=True, repr=False, frozen=True)
     """A `Reranker` to share, instead of the keywords above."""
 
@@ -72,7 +76,7 @@ class RerankerFields(BaseModel):
     @property
     def _own(self) -> Reranker:
         """The reranker that the fields describe: the shared one, or one made again when a field changes."""
-        config = {name: _plain(getattr(self, name)) for name in _KEYWORDS}
+        config = _plain({name: getattr(self, name) for name in _KEYWORDS})
         for made in (self.reranker, self._made):
             if made is not None and made.config == config:
                 return made
@@ -82,7 +86,7 @@ class RerankerFields(BaseModel):
 
 def _with_shared(data: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of an adapter, with those of its shared reranker."""
-    values = {name: _plain(value) for name, value in data.items()}
+    values = _plain(data)
     shared = values.get("reranker")
     if shared is None:
         return values
@@ -101,8 +105,12 @@ def _with_shared(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **config}
 
 
-def _plain(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+def _plain(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords as `Reranker.config` holds them."""
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in keywords.items()}
+    if values.get("calibration") is not None:
+        values["calibration"] = asdict(Calibration.of(values["calibration"]))
+    return values
 
 
 _KEYWORDS = tuple(Reranker().config)

@@ -126,13 +126,9 @@ def convert(
     """
     out = Path(out_dir).expanduser()
     if out.exists() and not out.is_dir():
-        raise ConfigurationError(
-            f"{out} is not a directory. Give a directory that is empty or not there yet."
-        )
+        raise ConfigurationError(f"{out} is not a directory. Give a directory that is empty or not there yet.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ConfigurationError(
-            f"{out} is not empty. Give another directory, or overwrite=True to replace it."
-        )
+        raise ConfigurationError(f"{out} is not empty. Give another directory, or overwrite=True to replace it.")
     for module in ("torch", "sentence_transformers", "onnx"):
         import_extra(module, "train")
     tell = progress or (lambda stage, share: None)
@@ -218,11 +214,7 @@ def _encode(source: Any, pairs: Sequence[tuple[str, str]], limit: int) -> dict[s
 
 def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str], str]:
     torch = import_extra("torch", "train")
-    names = [
-        n
-        for n in ("input_ids", "attention_mask", "token_type_ids")
-        if n in source[0].tokenizer.model_input_names
-    ]
+    names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in source[0].tokenizer.model_input_names]
 
     class Flat(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -268,9 +260,7 @@ def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str]
                     )
             _compact(graph)
             # A graph that loads and takes another shape than the example's: a trace can freeze either.
-            other = _encode(
-                source, [(_QUERIES[2], _TEXTS[2]), (_QUERIES[0], _TEXTS[7]), ("a", "b")], min(limit, 512)
-            )
+            other = _encode(source, [(_QUERIES[2], _TEXTS[2]), (_QUERIES[0], _TEXTS[7]), ("a", "b")], min(limit, 512))
             _run(_session(graph), names, other)
             return names, exporter
         except Exception as error:
@@ -348,11 +338,7 @@ def _quantise(graph: Path) -> None:
 
     for node in body.node:
         weight = (
-            node.input[1]
-            if node.op_type in {"MatMul", "Gemm"}
-            else node.input[0]
-            if node.op_type == "Gather"
-            else ""
+            node.input[1] if node.op_type in {"MatMul", "Gemm"} else node.input[0] if node.op_type == "Gather" else ""
         )
         tensor = weights.get(weight)
         if tensor is None or len(tensor.dims) != 2 or min(tensor.dims) < 16:
@@ -382,9 +368,7 @@ def _quantise(graph: Path) -> None:
             if (weight, axis) not in made:
                 stem, scale = quantised(weight, axis)
                 made[weight, axis] = f"{stem}_float"
-                nodes.append(
-                    helper.make_node("DequantizeLinear", [stem, scale], [f"{stem}_float"], axis=axis)
-                )
+                nodes.append(helper.make_node("DequantizeLinear", [stem, scale], [f"{stem}_float"], axis=axis))
             node.input[1] = made[weight, axis]
             nodes.append(node)
     del body.node[:]
@@ -443,9 +427,7 @@ def _check(source: Any, graph: Path, names: Sequence[str], limit: int) -> tuple[
         ours.append(_run(session, names, batch))
     expected, found = np.concatenate(theirs), np.concatenate(ours)
     if not np.isfinite(found).all():
-        raise ScoringError(
-            "The exported graph gives logits that are not finite. The model was not converted."
-        )
+        raise ScoringError("The exported graph gives logits that are not finite. The model was not converted.")
     difference = float(np.abs(expected - found).max())
     correlation = min(_spearman(expected[:, column], found[:, column]) for column in range(expected.shape[1]))
     return len(found), difference, correlation, int(found.shape[1])
@@ -504,24 +486,25 @@ def _write_config(source: Any, files: ModelFiles, work: Path, report: Conversion
             "rank_correlation": report.rank_correlation,
         },
     }
-    (work / "config.json").write_text(
-        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (work / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_tokenizer(source: Any, work: Path) -> None:
     tokenizer = source[0].tokenizer
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
-        raise ModelLoadError(
-            "The model has no fast tokenizer (tokenizer.json), which the onnx backend needs."
-        )
+        raise ModelLoadError("The model has no fast tokenizer (tokenizer.json), which the onnx backend needs.")
     tokenizer.save_pretrained(str(work))
     # Settings of the last call are saved too; who loads the file sets their own.
     path = work / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["truncation"] = content["padding"] = None
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    path = work / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("is_local", "local_files_only", "max_length", "pad_to_multiple_of", "stride", "truncation_strategy"):
+        settings.pop(key, None)
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _replace(work: Path, out: Path) -> None:

@@ -7,8 +7,9 @@ import contextvars
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from rerank_plugins import models, passages, selection
 from rerank_plugins.backends import ModelSpec, PairScorer, as_backend, load_backend
 from rerank_plugins.backends._tokenize import scorable
 from rerank_plugins.backends.base import Backend
+from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, InputError, ScoringError
 from rerank_plugins.types import Candidate, RankedCandidate, Ranking, Scale
 
@@ -52,6 +54,8 @@ class Reranker:
         passage_length: Score a long text as windows of this many tokens and take the best one; None scores its
             beginning only and marks the cut as ``truncated``.
         passage_overlap: Tokens that neighbouring windows share.
+        calibration: Makes scores probabilities that mean something on your data: a `Calibration`, the path of one that
+            ``rerank-plugins calibrate`` wrote, or a mapping with ``scale`` and ``shift``.
 
     Raises:
         ConfigurationError: A keyword that cannot work, whatever the model.
@@ -78,6 +82,7 @@ class Reranker:
         instruction: str | None = None,
         passage_length: int | None = None,
         passage_overlap: int = 0,
+        calibration: Calibration | Mapping[str, float] | str | os.PathLike[str] | None = None,
     ) -> None:
         if scale not in ("probability", "logit"):
             raise ConfigurationError(f"scale must be 'probability' or 'logit'; got {scale!r}.")
@@ -120,6 +125,7 @@ class Reranker:
             "instruction": instruction,
             "passage_length": passage_length,
             "passage_overlap": passage_overlap,
+            "calibration": None if calibration is None else asdict(Calibration.of(calibration)),
         }
         self.scale: Scale = scale
         self._lock = threading.Lock()
@@ -269,7 +275,7 @@ class Reranker:
         items = _candidates(candidates)
         texts = [item.text for item in items]
         logits, truncated = self._logits(query, texts)
-        scores = selection.to_scale(logits, self.scale)
+        scores = selection.to_scale(self._calibrated(logits), self.scale)
         counts = None
         if max_tokens is not None and texts:
             counts = [len(offsets) for offsets in self._loaded().token_offsets(texts)]
@@ -336,6 +342,11 @@ class Reranker:
                 logits[i] = max(folded[place[text]], selection.BLANK_LOGIT)
                 truncated[i] = folded_cut[place[text]]
         return logits, truncated
+
+    def _calibrated(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        if (calibration := self._config["calibration"]) is None:
+            return logits
+        return np.where(logits > selection.BLANK_LOGIT, Calibration(**calibration)(logits), logits)
 
     def _values(
         self, backend: Backend, raw: NDArray[np.float32], query: str, texts: Sequence[str]

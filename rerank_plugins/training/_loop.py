@@ -1,0 +1,403 @@
+"""The training loop: listwise, by elapsed time or by steps, resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins._extras import import_extra
+from rerank_plugins.errors import ConfigurationError
+from rerank_plugins.training._data import Group
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How to train. The defaults made the bundled model.
+
+    Attributes:
+        minutes: Time budget; the learning rate follows the elapsed share of it. Give this or ``steps``.
+        steps: Number of optimiser steps, for runs that can be repeated exactly.
+        learning_rate: Peak rate of the trunk.
+        head_learning_rate: Peak rate of the head.
+        warmup: Share of the run during which the rates rise.
+        weight_decay: AdamW's.
+        groups_per_step: Queries in a step.
+        micro_batch: Pairs in one forward pass; pairs of a step are sorted by length first.
+        max_length: Tokens per pair while training.
+        freeze_embeddings: Leave the embedding tables as they are: half the parameters, little to learn.
+        binary_weight: Weight of the binary loss on judged groups, which gives the logits an absolute level.
+        ema: Decay of the averaged weights, which are what is measured and kept.
+        evaluations: How often the dev groups are measured.
+        checkpoint_s: Seconds between checkpoints.
+        seed: Seed of the order of the groups.
+        bf16: Run the matrix products in bfloat16.
+        device: A torch device; None chooses.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    learning_rate: float = 5e-5
+    head_learning_rate: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    groups_per_step: int = 8
+    micro_batch: int = 32
+    max_length: int = 160
+    freeze_embeddings: bool = True
+    binary_weight: float = 0.1
+    ema: float = 0.998
+    evaluations: int = 4
+    checkpoint_s: float = 120.0
+    seed: int = 0
+    bf16: bool = True
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise ConfigurationError("Give either minutes or steps, not both and not neither.")
+        if (self.minutes is not None and self.minutes <= 0) or (self.steps is not None and self.steps < 1):
+            raise ConfigurationError("minutes and steps must be positive.")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run gave.
+
+    Attributes:
+        steps: Optimiser steps taken.
+        pairs: Pairs seen.
+        seconds: Time spent, over all resumptions.
+        measures: Mean dev measure at each evaluation, the first before any training.
+        best: The best of them; its weights are in the model.
+        by_kind: The best evaluation, kind by kind.
+    """
+
+    steps: int
+    pairs: int
+    seconds: float
+    measures: tuple[float, ...]
+    best: float
+    by_kind: dict[str, float] = field(default_factory=dict)
+
+
+def ndcg(scores: Sequence[float] | NDArray[Any], gains: Sequence[float], k: int = 10) -> float:
+    """nDCG@k of one list with graded gains. Ties count against the order, as the worse of the two."""
+    # ir-measures wants whole-number judgements and run files; here the gains are a teacher's probabilities.
+    graded = np.asarray(gains, dtype=np.float64)
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    order = np.lexsort((graded, -np.asarray(scores, dtype=np.float64)))[:k]
+    ideal = np.sort(graded)[::-1][:k]
+    return float((graded[order] * discount[: len(order)]).sum() / (ideal * discount[: len(ideal)]).sum())
+
+
+def batches(groups: Sequence[Group], per_step: int, seed: int, epoch: int) -> Iterator[list[Group]]:
+    """One epoch in random order, where groups of like length go together so that little is padding."""
+    rng = random.Random(f"{seed}-{epoch}")
+    order = list(groups)
+    rng.shuffle(order)
+    for start in range(0, len(order), per_step * 32):
+        part = order[start : start + per_step * 32]
+        part.sort(key=lambda group: sum(min(len(text), 900) for text in group.passages) / len(group.passages))
+        cut = [part[i : i + per_step] for i in range(0, len(part), per_step)]
+        rng.shuffle(cut)
+        yield from cut
+
+
+class Scorer:
+    """Runs a cross-encoder with a late-interaction head over pairs, in micro-batches of like length."""
+
+    def __init__(self, model: Any, *, max_length: int, micro_batch: int, bf16: bool, device: str) -> None:
+        self._torch: Any = import_extra("torch", "train")
+        self.trunk, self.head, self.tokenizer = model[0].auto_model, model[1], model[0].tokenizer
+        self._max_length, self._micro_batch, self._bf16, self._device = max_length, micro_batch, bf16, device
+
+    def __call__(self, queries: Sequence[str], passages: Sequence[str], micro_batch: int | None = None) -> Any:
+        """Logits, a float32 tensor (n,), in input order."""
+        torch = self._torch
+        size = micro_batch or self._micro_batch
+        encoded = self.tokenizer(
+            list(queries),
+            list(passages),
+            truncation="longest_first",
+            max_length=self._max_length,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+        )
+        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+        logits = []
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            # Multiples of 32: every new shape costs a kernel compilation on a CPU.
+            width = -(-max(len(ids[row]) for row in rows) // 32) * 32
+            batch = np.zeros((3, len(rows), width), dtype=np.int64)
+            for place, row in enumerate(rows):
+                length = len(ids[row])
+                batch[0, place, :length], batch[1, place, :length], batch[2, place, :length] = (
+                    ids[row],
+                    1,
+                    types[row],
+                )
+            tensors = torch.from_numpy(batch).to(self._device)
+            features = {"input_ids": tensors[0], "attention_mask": tensors[1], "token_type_ids": tensors[2]}
+            with torch.autocast(self._device.split(":")[0], dtype=torch.bfloat16, enabled=self._bf16):
+                hidden = self.trunk(**features).last_hidden_state
+            logits.append(self.head({**features, "token_embeddings": hidden})["scores"].squeeze(-1))
+        flat = torch.cat(logits)
+        return flat[torch.tensor(np.argsort(order, kind="stable"), device=flat.device)]
+
+
+def evaluate_groups(scorer: Scorer, groups: Sequence[Group]) -> tuple[float, dict[str, float], NDArray[np.float32]]:
+    """nDCG@10 over groups: the mean over kinds, each kind, and every logit in order."""
+    import torch
+
+    logits: list[NDArray[np.float32]] = []
+    order = sorted(range(len(groups)), key=lambda i: sum(len(t) for t in groups[i].passages))
+    found: dict[int, NDArray[np.float32]] = {}
+    with torch.inference_mode():
+        for start in range(0, len(order), 16):
+            rows = order[start : start + 16]
+            queries = [groups[row].query for row in rows for _ in groups[row].passages]
+            texts = [text for row in rows for text in groups[row].passages]
+            scores = scorer(queries, texts, 32).float().cpu().numpy()
+            at = 0
+            for row in rows:
+                found[row] = scores[at : at + len(groups[row].passages)]
+                at += len(groups[row].passages)
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        logits.append(found[row])
+        kinds[group.kind].append(ndcg(found[row], group.gains))
+    by_kind = {kind: float(np.mean(values)) for kind, values in sorted(kinds.items())}
+    joined = np.concatenate(logits) if logits else np.zeros(0, dtype=np.float32)
+    return (float(np.mean(list(by_kind.values()))) if by_kind else 0.0), by_kind, joined
+
+
+def fit(
+    model: Any,
+    groups: Sequence[Group],
+    dev: Sequence[Group],
+    config: TrainingConfig,
+    checkpoints: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Trains ``model`` in place, and leaves the best averaged weights in it.
+
+    Kill it at any time: the same call goes on from the last checkpoint in ``checkpoints``, with optimiser,
+    averages and place in the data. A run by ``steps`` then ends with the same weights as one that was never
+    interrupted.
+
+    Args:
+        model: A cross-encoder of a trunk and a `LateInteractionScore`.
+        groups: What to learn from.
+        dev: What to choose the best weights by; without any, the last averaged weights are kept.
+        config: How to train.
+        checkpoints: Directory of this run alone.
+        progress: Called with a line of news and the share done.
+
+    Raises:
+        ConfigurationError: If there is nothing to learn from, or the checkpoints are those of another run.
+    """
+    torch: Any = import_extra("torch", "train")
+    if not groups:
+        raise ConfigurationError("There is nothing to train on: no query has both a positive and a negative passage.")
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = Path(checkpoints)
+    folder.mkdir(parents=True, exist_ok=True)
+    trunk, head = model[0].auto_model.to(device), model[1].to(device)
+    # Evaluation mode throughout: dropout costs time and, over a single epoch, helps nothing.
+    trunk.eval()
+    scorer = Scorer(
+        model, max_length=config.max_length, micro_batch=config.micro_batch, bf16=config.bf16, device=device
+    )
+    torch.manual_seed(config.seed)
+    if config.freeze_embeddings:
+        trunk.get_input_embeddings().requires_grad_(False)
+        if hasattr(trunk, "embeddings"):
+            trunk.embeddings.requires_grad_(False)
+    if getattr(trunk, "pooler", None) is not None:
+        trunk.pooler.requires_grad_(False)
+    body = [p for p in trunk.parameters() if p.requires_grad]
+    parts: list[dict[str, Any]] = [
+        {
+            "params": [p for p in body if p.ndim > 1],
+            "weight_decay": config.weight_decay,
+            "peak": config.learning_rate,
+        },
+        {"params": [p for p in body if p.ndim <= 1], "weight_decay": 0.0, "peak": config.learning_rate},
+        {"params": list(head.parameters()), "weight_decay": 0.0, "peak": config.head_learning_rate},
+    ]
+    trained = [p for part in parts for p in part["params"]]
+    optimizer = torch.optim.AdamW(parts, lr=0.0)
+    average = [p.detach().clone() for p in trained]
+    state: dict[str, Any] = {
+        "step": 0,
+        "pairs": 0,
+        "seconds": 0.0,
+        "measures": [],
+        "best": -math.inf,
+        "by_kind": {},
+        "next": 0.0,
+    }
+    signature = json.dumps(
+        {
+            **{k: v for k, v in asdict(config).items() if k not in {"device", "checkpoint_s"}},
+            "groups": len(groups),
+        }
+    )
+    latest, best_file = folder / "checkpoint.pt", folder / "best.pt"
+    resumed = latest.is_file()
+    if resumed:
+        saved = torch.load(latest, map_location=device, weights_only=True)
+        if saved["signature"] != signature:
+            raise ConfigurationError(
+                f"{latest} belongs to a run with other settings or data. Delete it or choose another directory."
+            )
+        with torch.no_grad():
+            for p, value in zip(trained, saved["weights"], strict=True):
+                p.copy_(value)
+        average = list(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state = saved["state"]
+    else:
+        first = [g for g in groups[: 4 * config.groups_per_step] if g.judged][: config.groups_per_step]
+        if first:
+            # The cosines put every logit far above zero; start where a judged list's sum of probabilities is
+            # about one.
+            with torch.inference_mode():
+                logits = scorer([g.query for g in first for _ in g.passages], [t for g in first for t in g.passages])
+            with torch.no_grad():
+                head.linear.bias.copy_(head.linear.bias - logits.mean() - 2)
+            average = [p.detach().clone() for p in trained]
+
+    began = time.monotonic() - state["seconds"]
+
+    def save(path: Path, content: dict[str, Any]) -> None:
+        part = path.with_suffix(".part")
+        torch.save(content, part)
+        part.replace(path)
+
+    def checkpoint() -> None:
+        state["seconds"] = time.monotonic() - began
+        save(
+            latest,
+            {
+                "signature": signature,
+                "weights": [p.detach() for p in trained],
+                "average": average,
+                "optimizer": optimizer.state_dict(),
+                "state": state,
+            },
+        )
+
+    def swap(values: Sequence[Any]) -> list[Any]:
+        before = [p.detach().clone() for p in trained]
+        with torch.no_grad():
+            for p, value in zip(trained, values, strict=True):
+                p.copy_(value)
+        return before
+
+    def share() -> float:
+        if config.steps is not None:
+            return float(state["step"]) / config.steps
+        return float((time.monotonic() - began) / (60 * (config.minutes or 1)))
+
+    def measure() -> None:
+        before = swap(average)
+        mean, by_kind, _ = evaluate_groups(scorer, dev)
+        state["measures"].append(mean)
+        if mean > state["best"]:
+            state["best"], state["by_kind"] = mean, by_kind
+            save(best_file, {"weights": [p.detach() for p in trained]})
+        swap(before)
+        if progress is not None:
+            kinds = " ".join(f"{kind} {value:.3f}" for kind, value in by_kind.items())
+            progress(f"step {state['step']}: dev nDCG@10 {mean:.4f} ({kinds})", min(1.0, share()))
+
+    per_epoch = math.ceil(len(groups) / config.groups_per_step)
+    last_saved = time.monotonic()
+    running = 0.0
+    stop = False
+    while not stop and share() < 1:
+        epoch, skip = divmod(state["step"], per_epoch)
+        for number, chosen in enumerate(batches(groups, config.groups_per_step, config.seed, epoch)):
+            if number < skip:
+                continue
+            done = share()
+            if done >= 1:
+                stop = True
+                break
+            if dev and done >= state["next"]:
+                state["next"] += 1 / max(1, config.evaluations)
+                measure()
+            rate = min(done / config.warmup, (1 - done) / (1 - config.warmup), 1.0) if config.warmup else 1 - done
+            for part in optimizer.param_groups:
+                part["lr"] = part["peak"] * max(rate, 1e-3)
+            loss = _loss(torch, scorer, chosen, config.binary_weight, device)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            state["step"] += 1
+            state["pairs"] += sum(len(group.passages) for group in chosen)
+            decay = min(config.ema, (1 + state["step"]) / (10 + state["step"]))
+            with torch.no_grad():
+                torch._foreach_mul_(average, decay)
+                torch._foreach_add_(average, [p.detach() for p in trained], alpha=1 - decay)
+            value = float(loss.detach())
+            running = value if not running else 0.98 * running + 0.02 * value
+            if progress is not None and state["step"] % 20 == 0:
+                speed = state["pairs"] / (time.monotonic() - began)
+                progress(f"step {state['step']}: loss {running:.4f}, {speed:.0f} pairs/s", min(1.0, share()))
+            if time.monotonic() - last_saved >= config.checkpoint_s:
+                checkpoint()
+                last_saved = time.monotonic()
+    if dev:
+        measure()
+        best = torch.load(best_file, map_location=device, weights_only=True)["weights"]
+    else:
+        best = average
+    checkpoint()
+    swap(best)
+    return TrainingResult(
+        steps=state["step"],
+        pairs=state["pairs"],
+        seconds=time.monotonic() - began,
+        measures=tuple(state["measures"]),
+        best=float(state["best"]) if dev else math.nan,
+        by_kind=dict(state["by_kind"]),
+    )
+
+
+def _loss(torch: Any, scorer: Scorer, groups: Sequence[Group], binary_weight: float, device: str) -> Any:
+    logits = scorer([g.query for g in groups for _ in g.passages], [text for g in groups for text in g.passages])
+    functional = torch.nn.functional
+    parts = logits.split([len(group.passages) for group in groups])
+    listwise = torch.stack(
+        [
+            -(torch.tensor(group.target, device=device) * functional.log_softmax(part, -1)).sum()
+            for group, part in zip(groups, parts, strict=True)
+        ]
+    ).mean()
+    judged = [(group, part) for group, part in zip(groups, parts, strict=True) if group.judged]
+    if not judged or not binary_weight:
+        return listwise
+    gains = torch.tensor([gain for group, _ in judged for gain in group.gains], device=device)
+    judged_logits = torch.cat([part for _, part in judged])
+    # Over all groups, so that a step's mix of judged and unjudged ones does not change what a judged pair
+    # counts.
+    binary = functional.binary_cross_entropy_with_logits(judged_logits, gains, reduction="sum") / len(groups)
+    return listwise + binary_weight * binary

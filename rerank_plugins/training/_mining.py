@@ -1,0 +1,305 @@
+"""Groups to learn from: hard negatives, pseudo queries, and soft targets, all by one bi-encoder."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins._extras import import_extra
+from rerank_plugins.training._data import Group, normalise
+
+Progress = Callable[[str, float], None]
+Vectors = NDArray[np.float32]
+
+_WORD = re.compile(r"[^\W\d_][\w'-]+")
+
+
+class BiEncoder:
+    """A mean-pooled sentence encoder, in bf16 where the processor has it.
+
+    Args:
+        path: Directory or Hub id of the encoder.
+        max_length: Tokens read of each text.
+        device: A torch device; None chooses.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_length: int = 160, device: str | None = None) -> None:
+        self._torch: Any = import_extra("torch", "train")
+        transformers: Any = import_extra("transformers", "train")
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(path))
+        self._device = device or ("cuda" if self._torch.cuda.is_available() else "cpu")
+        model = transformers.AutoModel.from_pretrained(os.fspath(path), attn_implementation="eager")
+        self._model = model.eval().to(self._device)
+        self._max_length = max_length
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None, batch_tokens: int = 8192) -> Vectors:
+        """Unit vectors, float32 (n, dim), in input order."""
+        torch = self._torch
+        if not texts:
+            return np.zeros((0, self._model.config.hidden_size), dtype=np.float32)
+        encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+        vectors = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        start = 0
+        while start < len(order):
+            # The longest of the batch decides its width, in steps of 32: each new shape costs a kernel
+            # compilation.
+            width, end = 32, start
+            while end < len(order):
+                wider = -(-len(encoded[order[end]]) // 32) * 32
+                if end > start and max(width, wider) * (end - start + 1) > batch_tokens:
+                    break
+                width, end = max(width, wider), end + 1
+            rows = order[start:end]
+            ids = torch.zeros((len(rows), width), dtype=torch.long)
+            mask = torch.zeros((len(rows), width), dtype=torch.long)
+            for position, row in enumerate(rows):
+                ids[position, : len(encoded[row])] = torch.tensor(encoded[row])
+                mask[position, : len(encoded[row])] = 1
+            ids, mask = ids.to(self._device), mask.to(self._device)
+            with torch.inference_mode(), torch.autocast(self._device.split(":")[0], dtype=torch.bfloat16):
+                hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            weight = mask.unsqueeze(-1).float()
+            pooled = (hidden * weight).sum(1) / weight.sum(1)
+            vectors[rows] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+            start = end
+            if progress is not None:
+                progress("encode", start / len(order))
+        return vectors
+
+
+def top(queries: Vectors, passages: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
+    """The ``k`` nearest passages of each query by dot product, best first: indices and similarities, both (n,
+    k)."""
+    k = min(k, len(passages))
+    if k == 0:
+        return np.zeros((len(queries), 0), dtype=np.int64), np.zeros((len(queries), 0), dtype=np.float32)
+    indices = np.zeros((len(queries), k), dtype=np.int64)
+    values = np.zeros((len(queries), k), dtype=np.float32)
+    for start in range(0, len(queries), 512):
+        scores = queries[start : start + 512] @ passages.T
+        part = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        found = np.take_along_axis(scores, part, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        indices[start : start + 512] = np.take_along_axis(part, order, axis=1)
+        values[start : start + 512] = np.take_along_axis(found, order, axis=1)
+    return indices, values
+
+
+def softmax(values: Sequence[float] | NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """Softmax of ``values / temperature``."""
+    scaled = np.asarray(values, dtype=np.float64) / temperature
+    powers = np.exp(scaled - scaled.max())
+    shares: NDArray[np.float64] = powers / powers.sum()
+    return shares
+
+
+def labelled_groups(
+    questions: Sequence[tuple[str, dict[str, float]]],
+    query_vectors: Vectors,
+    own: Sequence[str],
+    own_vectors: Vectors,
+    pooled: Sequence[str],
+    pooled_vectors: Vectors,
+    *,
+    size: int = 8,
+    margin: float = 0.05,
+    teacher_share: float = 0.4,
+    temperature: float = 0.05,
+    seed: int = 0,
+    kind: str = "",
+) -> list[Group]:
+    """One positive and ``size - 1`` hard negatives for each judged query.
+
+    Negatives are those judged, the nearest of the set's own passages and the nearest of a pooled corpus. A
+    passage that nobody judged and that the encoder puts within ``margin`` of the positive, or above it, is
+    likely to be another answer and is left out: false negatives teach the wrong lesson.
+
+    Args:
+        questions: Queries with their judged passages; every one needs a positive.
+        query_vectors: Their unit vectors, (n, dim).
+        own: The set's own passages, which hold every judged one.
+        own_vectors: Their unit vectors.
+        pooled: Passages of other sets.
+        pooled_vectors: Their unit vectors.
+        size: Passages in a group.
+        margin: Smallest distance in cosine below the positive.
+        teacher_share: Share of the target that follows the encoder's own cosines.
+        temperature: Of the softmax over those cosines.
+        seed: Seed of the sampling.
+        kind: Recorded with each group.
+    """
+    rng = random.Random(seed)
+    place = {text: index for index, text in enumerate(own)}
+    near, near_values = top(query_vectors, own_vectors, 60)
+    far, far_values = top(query_vectors, pooled_vectors, 40)
+    groups = []
+    for row, (query, labels) in enumerate(questions):
+        positives = sorted((t for t, label in labels.items() if label > 0), key=lambda t: -labels[t])
+        positive = positives[0] if labels[positives[0]] > labels[positives[-1]] else rng.choice(positives)
+        at = float(query_vectors[row] @ own_vectors[place[positive]])
+        taken = {normalise(text) for text in positives}
+        judged = [(t, float(query_vectors[row] @ own_vectors[place[t]])) for t, label in labels.items() if label == 0]
+        judged.sort(key=lambda item: -item[1])
+        nearest = [(own[i], float(v)) for i, v in zip(near[row], near_values[row], strict=True)]
+        other = [(pooled[i], float(v)) for i, v in zip(far[row], far_values[row], strict=True)]
+        unjudged = [[x for x in source if x[0] not in labels and x[1] < at - margin] for source in (nearest, other)]
+        chosen: list[tuple[str, float]] = []
+        _take(rng, judged, (size - 1) // 2, size, taken, chosen)
+        _take(rng, unjudged[0], (size - len(chosen)) // 2, 16, taken, chosen)
+        _take(rng, unjudged[1], 2, 16, taken, chosen)
+        for source in (unjudged[0], judged, unjudged[1]):
+            _take(rng, source, size - 1 - len(chosen), 60, taken, chosen)
+        if len(chosen) < size - 1:
+            # Where the encoder puts the answer behind nearly everything, its nearest are no guide: any others.
+            rest = [i for i in rng.sample(range(len(own)), min(len(own), 4 * size)) if own[i] not in labels]
+            cosines = [(own[i], float(query_vectors[row] @ own_vectors[i])) for i in rest]
+            _take(rng, cosines, size - 1 - len(chosen), len(cosines), taken, chosen)
+        if len(chosen) < size - 1:
+            continue
+        soft = softmax([at, *(value for _, value in chosen)], temperature)
+        target = teacher_share * soft
+        target[0] += 1 - teacher_share
+        gains = (1.0, *(0.0 for _ in chosen))
+        groups.append(Group(query, (positive, *(t for t, _ in chosen)), tuple(target.round(5).tolist()), gains, kind))
+    return groups
+
+
+def _take(
+    rng: random.Random,
+    source: Sequence[tuple[str, float]],
+    count: int,
+    window: int,
+    taken: set[str],
+    chosen: list[tuple[str, float]],
+) -> None:
+    """Moves up to ``count`` random items of the first ``window`` new ones to ``chosen``."""
+    pool = [item for item in source if normalise(item[0]) not in taken][:window]
+    for item in rng.sample(pool, max(0, min(count, len(pool)))):
+        if normalise(item[0]) not in taken:
+            taken.add(normalise(item[0]))
+            chosen.append(item)
+
+
+def pseudo_queries(passages: Sequence[tuple[str, str]], count: int, seed: int = 0) -> list[tuple[str, int, str]]:
+    """Queries cut from the passages themselves: keywords, spans, sentences and titles.
+
+    Args:
+        passages: (title or "", text).
+        count: How many queries to make.
+        seed: Seed of the sampling.
+
+    Returns:
+        (query, index of the passage, kind of query).
+    """
+    rng = random.Random(seed)
+    words = [_WORD.findall(text) for _, text in passages]
+    frequency: Counter[str] = Counter()
+    for found in words:
+        frequency.update({w.lower() for w in found})
+    total = len(passages)
+    idf = {word: math.log(total / n) for word, n in frequency.items() if n > 1}
+    made: list[tuple[str, int, str]] = []
+    places = list(range(total))
+    while len(made) < count:
+        before = len(made)
+        rng.shuffle(places)
+        for index in places:
+            if len(made) >= count:
+                break
+            title, text = passages[index]
+            kind = rng.choices(["keywords", "span", "sentence", "title"], [0.4, 0.25, 0.2, 0.15])[0]
+            if kind == "title" and not title.strip():
+                kind = "keywords"
+            query = ""
+            if kind == "keywords":
+                pool = sorted({w.lower() for w in words[index]} & idf.keys())
+                if len(pool) >= 6:
+                    weights = [idf[w] ** 2 + 0.01 for w in pool]
+                    # Common terms of one text rather than its rarest ones: what people type is rarely a
+                    # hapax.
+                    chosen = list(dict.fromkeys(rng.choices(pool, weights, k=rng.randint(3, 8))))[:6]
+                    rng.shuffle(chosen)
+                    query = " ".join(chosen)
+            elif kind == "span":
+                tokens = text.split()
+                length = rng.randint(3, 8)
+                if len(tokens) > length + 4:
+                    start = rng.randrange(len(tokens) - length)
+                    query = " ".join(tokens[start : start + length]).strip(".,;:()[]\"'")
+            elif kind == "sentence":
+                sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if 5 <= len(s.split()) <= 30]
+                if len(sentences) > 1:
+                    query = rng.choice(sentences)
+            else:
+                query = title
+            if len(normalise(query).split()) >= 2 or (kind == "title" and query):
+                made.append((query, index, kind))
+        if len(made) == before:
+            break
+    return made
+
+
+def without_sentence(text: str, sentence: str) -> str:
+    """The text with one sentence cut out, so that it cannot be found by copying."""
+    cut = " ".join(text.replace(sentence, " ").split())
+    return cut if len(cut.split()) >= 8 else text
+
+
+def distilled_groups(
+    queries: Sequence[tuple[str, int, str]],
+    query_vectors: Vectors,
+    passages: Sequence[str],
+    passage_vectors: Vectors,
+    *,
+    size: int = 8,
+    source_share: float = 0.15,
+    with_source: bool = True,
+    temperature: float = 0.05,
+    seed: int = 0,
+) -> list[Group]:
+    """Groups for unjudged queries: candidates from everywhere in the encoder's top 100, graded by its
+    cosines.
+
+    Args:
+        queries: What `pseudo_queries` gave.
+        query_vectors: Their unit vectors.
+        passages: The texts that the queries' indices point into.
+        passage_vectors: Their unit vectors.
+        size: Passages in a group.
+        source_share: Share of the target that goes to the passage the query was cut from.
+        with_source: Take that passage into the group at all.
+        temperature: Of the softmax over the cosines.
+        seed: Seed of the sampling.
+    """
+    rng = random.Random(seed)
+    indices, _ = top(query_vectors, passage_vectors, 100)
+    groups = []
+    for row, (query, source, kind) in enumerate(queries):
+        ranked = [int(i) for i in indices[row] if int(i) != source]
+        head, middle, tail = ranked[:8], ranked[8:30], ranked[30:]
+        counts = (size // 2 - 1, size // 4)
+        chosen = [source] if with_source else []
+        chosen += rng.sample(head, min(counts[0], len(head))) + rng.sample(middle, min(counts[1], len(middle)))
+        chosen += rng.sample(tail, min(size - len(chosen), len(tail)))
+        if len(chosen) < size:
+            continue
+        cosines = passage_vectors[chosen] @ query_vectors[row]
+        target = softmax(cosines, temperature)
+        if with_source:
+            target *= 1 - source_share
+            target[0] += source_share
+        texts = [passages[i] for i in chosen]
+        if with_source and kind == "sentence" and rng.random() < 0.7:
+            texts[0] = without_sentence(texts[0], query)
+        rounded = tuple(target.round(5).tolist())
+        groups.append(Group(query, tuple(texts), rounded, rounded, kind, judged=False))
+    return groups

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_plugins import Reranker
+from rerank_plugins.calibration import Calibration, expected_calibration_error, fit_calibration
+from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins.testing import FakeBackend
+
+
+def sample(n: int = 4000, scale: float = 0.5, shift: float = -1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are too sure of themselves, and labels drawn from the true probabilities."""
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 4, n)
+    return logits, (random.random(n) < 1 / (1 + np.exp(-(scale * logits + shift)))).astype(float)
+
+
+def test_fit_finds_the_map_that_made_the_labels() -> None:
+    found = fit_calibration(*sample())
+    assert found.scale == pytest.approx(0.5, abs=0.05)
+    assert found.shift == pytest.approx(-1.0, abs=0.1)
+
+
+def test_calibration_lowers_the_expected_calibration_error() -> None:
+    logits, labels = sample()
+    before = expected_calibration_error(logits, labels)
+    after = expected_calibration_error(fit_calibration(logits, labels)(logits), labels)
+    assert before > 0.1
+    assert after < 0.02
+
+
+def test_expected_calibration_error_of_known_cases() -> None:
+    assert expected_calibration_error([0.0] * 4, [0, 1, 0, 1]) == 0.0
+    assert expected_calibration_error([40.0, -40.0], [1, 0]) == pytest.approx(0.0, abs=1e-12)
+    assert expected_calibration_error([40.0, 40.0], [0, 0]) == pytest.approx(1.0)
+    assert expected_calibration_error([math.log(3)] * 4, [1, 1, 1, 1]) == pytest.approx(0.25)
+
+
+@given(st.lists(st.tuples(st.floats(-30, 30), st.sampled_from([0.0, 0.5, 1.0])), min_size=2, max_size=40))
+def test_a_fit_never_turns_the_order(pairs: list[tuple[float, float]]) -> None:
+    logits, labels = map(list, zip(*pairs, strict=True))
+    if min(labels) == max(labels):
+        with pytest.raises(InputError, match="all labels are the same"):
+            fit_calibration(logits, labels)
+        return
+    found = fit_calibration(logits, labels)
+    assert found.scale > 0
+    assert math.isfinite(found.shift)
+
+
+def test_weights_count() -> None:
+    logits, labels = [-1.0, -1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]
+    assert fit_calibration(logits, labels, [1, 9, 1, 9]).shift > fit_calibration(logits, labels, [9, 1, 9, 1]).shift
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(InputError, match="one label and weight for each logit"):
+        fit_calibration([1.0, 2.0], [1.0])
+
+
+def test_a_reranker_reports_calibrated_scores_in_the_same_order(tmp_path: Path) -> None:
+    calibration = Calibration(0.5, -1.0)
+    calibration.save(tmp_path / "calibration.json")
+    texts = ["4", "-2", "9", "4"]
+    plain = Reranker(FakeBackend(lambda query, text: float(text))).rank("q", texts)
+    for given_as in (
+        calibration,
+        tmp_path / "calibration.json",
+        str(tmp_path / "calibration.json"),
+        {"scale": 0.5, "shift": -1},
+    ):
+        ranking = Reranker(FakeBackend(lambda query, text: float(text)), calibration=given_as).rank("q", texts)
+        assert [item.index for item in ranking] == [item.index for item in plain]
+        assert [item.logit for item in ranking] == [item.logit for item in plain]
+        assert ranking[0].score == pytest.approx(1 / (1 + math.exp(-3.5)))
+    logit = Reranker(FakeBackend(lambda query, text: float(text)), calibration=calibration, scale="logit")
+    assert [item.score for item in logit.rank("q", texts)] == [3.5, 1.0, 1.0, -2.0]
+    assert [item.text for item in logit.rank("q", texts, min_score=0)] == ["9", "4", "4"]
+
+
+def test_a_blank_text_stays_at_zero_and_last() -> None:
+    ranking = Reranker(FakeBackend(), calibration=Calibration(1e-3, 5.0)).rank("q", ["", "x"])
+    assert [(item.index, item.score > 0.5) for item in ranking] == [(1, True), (0, False)]
+    assert ranking[1].score == 0.0
+
+
+def test_the_configuration_holds_plain_data() -> None:
+    reranker = Reranker(FakeBackend(), calibration=Calibration(2.0, 1.0))
+    assert reranker.config["calibration"] == {"scale": 2.0, "shift": 1.0}
+    json.dumps(reranker.config["calibration"])
+    assert Reranker(**reranker.config).config == reranker.config
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"scale": 0, "shift": 0}, {"scale": -1.0, "shift": 0}, {"scale": math.nan, "shift": 0}, {"scale": 1}, [1, 2],
+     {"scale": 1, "shift": 0, "more": 1}, {"scale": "1", "shift": 0}, "no/such/file.json"],
+)  # fmt: skip
+def test_what_is_no_calibration_is_refused(bad: object) -> None:
+    with pytest.raises(ConfigurationError, match="calibration"):
+        Reranker(FakeBackend(), calibration=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("framework", ["langchain", "llama_index"])
+def test_adapters_take_a_calibration(framework: str, tmp_path: Path) -> None:
+    import importlib
+
+    rerank = importlib.import_module(f"rerank_plugins.{framework}").CrossEncoderRerank
+    Calibration(0.5, -1.0).save(tmp_path / "calibration.json")
+    adapter = rerank(model=FakeBackend(), calibration=tmp_path / "calibration.json")
+    assert adapter.calibration == {"scale": 0.5, "shift": -1.0}
+    assert adapter._own is adapter._own
+    assert adapter._own.config["calibration"] == adapter.calibration
+    shared = Reranker(FakeBackend(), calibration=Calibration(2.0, 0.0))
+    assert rerank(reranker=shared).calibration == {"scale": 2.0, "shift": 0.0}
+    with pytest.raises(ConfigurationError, match="calibration"):
+        rerank(calibration=tmp_path / "missing.json")
