@@ -17,6 +17,7 @@ PACKAGE = Path(rerank_plugins.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "_extras": {"errors"},
+    "_minilm": {"_extras", "errors"},
     "types": {"errors"},
     "passages": {"types", "errors"},
     "batching": set(),
@@ -30,8 +31,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "langchain": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "llama_index": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "conversion": {"_extras", "errors", "backends"},
-    "evaluation": {"reranker", "types", "errors", "_extras"},
-    "training": {"calibration", "reranker", "types", "errors", "_extras", "backends", "conversion", "evaluation"},
+    "evaluation": {"_minilm", "reranker", "types", "errors", "_extras"},
+    "training": {
+        "calibration",
+        "_minilm",
+        "reranker",
+        "types",
+        "errors",
+        "_extras",
+        "backends",
+        "conversion",
+        "evaluation",
+    },
 }
 """What each room may import of this package; `cli` may import anything."""
 

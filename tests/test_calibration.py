@@ -122,3 +122,34 @@ def test_adapters_take_a_calibration(framework: str, tmp_path: Path) -> None:
     assert rerank(reranker=shared).calibration == {"scale": 2.0, "shift": 0.0}
     with pytest.raises(ConfigurationError, match="calibration"):
         rerank(calibration=tmp_path / "missing.json")
+
+
+def test_the_command_fits_reports_and_saves(tmp_path: Path) -> None:
+    from checkpoints import tiny
+    from typer.testing import CliRunner
+
+    from rerank_plugins.cli._app import app
+
+    random = np.random.default_rng(1)
+    words = ["panda", "bamboo", "paris", "france", "china", "git", "commit", "river", "mountain", "bear"]
+    reranker = Reranker(tiny("bert"), backend="torch")
+    lines = []
+    for number in range(20):
+        query = f"{words[number % 10]} {number}"
+        texts = [" ".join(random.choice(words, 4)) for _ in range(10)]
+        for text, logit in zip(texts, reranker.score(query, texts), strict=True):
+            label = int(random.random() < 1 / (1 + math.exp(-(2 * logit - 3))))
+            lines.append(json.dumps({"query": query, "passage": text, "label": label}))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    command = ["calibrate", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "c.json"), "--model", tiny("bert")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "200 pairs of 20 queries" in done.output
+    found = Calibration.of(tmp_path / "c.json")
+    assert found.scale == pytest.approx(2.0, rel=0.5)
+    assert found.shift < 0
+    assert "exists" in CliRunner().invoke(app, command).output
+    (tmp_path / "bad.jsonl").write_text(lines[0] + "\n{}\n")
+    bad = CliRunner().invoke(app, ["calibrate", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "d.json")])
+    assert bad.exit_code == 2
+    assert "bad.jsonl" in bad.output

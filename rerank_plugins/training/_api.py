@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.calibration import expected_calibration_error, fit_calibration
 from rerank_plugins.conversion import ConversionReport, convert
 from rerank_plugins.errors import ConfigurationError, InputError
@@ -183,10 +184,9 @@ def _mined(
     device: str | None,
 ) -> list[list[Group]]:
     """Groups of each part of the data, with negatives from the passages of all of them."""
-    from rerank_plugins.training._bundled import trunk_path
     from rerank_plugins.training._mining import BiEncoder, labelled_groups
 
-    encoder = BiEncoder(trunk if trunk is not None else trunk_path(), device=device)
+    encoder = BiEncoder(trunk if trunk is not None else minilm_directory("train"), device=device)
     passages = list(dict.fromkeys(pair.passage for pairs in parts for pair in pairs))
     vectors = encoder.encode(passages)
     nothing = np.zeros((0, vectors.shape[1]), dtype=np.float32)
@@ -223,9 +223,8 @@ def _run(
     export: bool,
     progress: Progress | None,
 ) -> TrainedModel:
-    from rerank_plugins.training._bundled import trunk_path
 
-    model = _start(trunk if trunk is not None else trunk_path(), config.seed)
+    model = _start(trunk if trunk is not None else minilm_directory("train"), config.seed)
     work = out / _WORK
     result = fit(model, groups, dev, config, work / "checkpoints", progress)
     before, after = _calibrate(model, dev, config)

