@@ -133,12 +133,13 @@ def test_the_command_fits_reports_and_saves(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     words = ["panda", "bamboo", "paris", "france", "china", "git", "commit", "river", "mountain", "bear"]
     reranker = Reranker(tiny("bert"), backend="torch")
+    texts = {f"{word} {i}": [" ".join(random.choice(words, 4)) for _ in range(10)] for i, word in enumerate(words * 2)}
+    logits = {query: reranker.score(query, passages) for query, passages in texts.items()}
+    centre = float(np.mean(list(logits.values())))
     lines = []
-    for number in range(20):
-        query = f"{words[number % 10]} {number}"
-        texts = [" ".join(random.choice(words, 4)) for _ in range(10)]
-        for text, logit in zip(texts, reranker.score(query, texts), strict=True):
-            label = int(random.random() < 1 / (1 + math.exp(-(2 * logit - 3))))
+    for query, passages in texts.items():
+        for text, logit in zip(passages, logits[query], strict=True):
+            label = int(random.random() < 1 / (1 + math.exp(-2 * (logit - centre))))
             lines.append(json.dumps({"query": query, "passage": text, "label": label}))
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     command = ["calibrate", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "c.json"), "--model", tiny("bert")]
@@ -147,7 +148,7 @@ def test_the_command_fits_reports_and_saves(tmp_path: Path) -> None:
     assert "200 pairs of 20 queries" in done.output
     found = Calibration.of(tmp_path / "c.json")
     assert found.scale == pytest.approx(2.0, rel=0.5)
-    assert found.shift < 0
+    assert found.shift == pytest.approx(-2 * centre, rel=0.5)
     assert "exists" in CliRunner().invoke(app, command).output
     (tmp_path / "bad.jsonl").write_text(lines[0] + "\n{}\n")
     bad = CliRunner().invoke(app, ["calibrate", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "d.json")])

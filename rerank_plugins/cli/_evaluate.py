@@ -1,0 +1,229 @@
+"""`rerank-plugins evaluate`: does reranking help here?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import platformdirs
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rerank_plugins.cli._options import Revision, TrustRemoteCode
+from rerank_plugins.cli._progress import bar
+from rerank_plugins.errors import ConfigurationError
+from rerank_plugins.evaluation._measures import means, split_measures
+from rerank_plugins.evaluation._report import facts_text, interval_text, p_text, verdict
+from rerank_plugins.models import BUNDLED_NAME
+
+if TYPE_CHECKING:
+    from rerank_plugins import Reranker
+    from rerank_plugins.evaluation import DatasetResult, Evaluation
+
+__all__ = ["evaluate"]
+
+_STYLES = {"better": "green", "worse": "red", "unclear": ""}
+_WIDTH = 100
+"""Columns at least: figures that wrap are better than figures that are cut."""
+
+
+def evaluate(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders in BEIR layout: queries.jsonl, corpus.jsonl[.gz], qrels.tsv, and perhaps candidates.tsv."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"Hub id or local directory; may be repeated. The bundled model, {BUNDLED_NAME}, if not given.",
+        ),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="auto|onnx|openvino|torch",
+            help="The engine; may be repeated to compare engines. auto takes the fastest one there is.",
+        ),
+    ] = None,
+    first_stage: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|candidates|bm25|faiss|PATH",
+            help="What finds the candidates: candidates (candidates.tsv or candidates-bm25.tsv of the folder), bm25 or "
+            "faiss over the corpus, or a file, looked for in each folder first: a TREC run, or, named .tsv, lines of "
+            "query id, document id and rank. auto takes the folder's candidates, or else bm25.",
+        ),
+    ] = "auto",
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates of each query that are reranked and measured.")] = 100,
+    metrics: Annotated[
+        str,
+        typer.Option(help="Names of ir-measures; the report plots the first. AP(rel=2) counts grades from 2 on."),
+    ] = "nDCG@10 MRR@10 R@10 AP",
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML file with plots, and the best and worst queries.")
+    ] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="PATH", help="Write all figures as JSON; - for standard output, without table."),
+    ] = None,
+    runs: Annotated[Path | None, typer.Option(help="Write TREC run files into this directory.")] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where scores are kept, so that an interrupted run goes on; the user's cache if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Score everything anew, whatever was kept.")] = False,
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="Number format.")] = "auto",
+    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query and a text together.")] = None,
+    label: Annotated[str | None, typer.Option(help="Class to rank by, where a model has several.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Task description, for models that take one.")] = None,
+    device: Annotated[str | None, typer.Option(help="torch device.")] = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure what reranking does to a first stage, on your own queries and judgements.
+
+    For each folder and model: every measure before and after, the difference with its 95 % confidence interval and
+    p-value (paired t-test over queries), how many queries got better or worse, the ceiling that the candidates allow
+    (their best possible order), documents per second and the time of a query.
+
+    Queries without judgements, or with none above grade 0, are left out of all means, and counted above the table.
+    Queries without candidates count as 0; documents without a judgement count as not relevant.
+
+    An evaluation that was interrupted goes on where it stopped. Scores are found again only for the same texts and a
+    model that still gives the same ones.
+    """
+    from rerank_plugins import evaluation
+
+    for path in (report, None if json_file in (None, "-") else Path(str(json_file))):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise ConfigurationError(f"{path} cannot be written: expected a file name in a directory that exists.")
+    rerankers = _rerankers(
+        model or [BUNDLED_NAME],
+        backend or ["auto"],
+        precision=precision,
+        max_length=max_length,
+        label=int(label) if label is not None and label.isdecimal() else label,
+        instruction=instruction,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    with bar("Evaluating") as tell:
+        found = evaluation.evaluate(
+            folders,
+            rerankers,
+            first_stage=first_stage,
+            top_k=top_k,
+            measures=split_measures(metrics),
+            work=work or _work_directory(),
+            resume=not fresh,
+            progress=tell,
+        )
+    if json_file != "-":
+        _show(found)
+    if json_file is not None:
+        content = json.dumps(found.to_dict(), indent=2) + "\n"
+        if json_file == "-":
+            typer.echo(content, nl=False)
+        else:
+            Path(json_file).write_text(content, encoding="utf-8")
+    if report is not None:
+        evaluation.write_report(found, report)
+        typer.echo(f"Report: {report}", err=True)
+    if runs is not None:
+        written = found.write_runs(runs)
+        typer.echo(f"Runs: {len(written)} files in {runs}", err=True)
+
+
+def _work_directory() -> Path:
+    base = os.environ.get("RERANK_PLUGINS_CACHE") or platformdirs.user_cache_dir("rerank-plugins", appauthor=False)
+    return Path(base) / "evaluate"
+
+
+def _rerankers(names: list[str], backends: list[str], **settings: object) -> dict[str, Reranker]:
+    from rerank_plugins import Reranker
+
+    found: dict[str, Reranker] = {}
+    for name in names:
+        for backend in backends:
+            label = f"{name} [{backend}]" if len(backends) > 1 else name
+            if label in found:
+                raise ConfigurationError(f"The model {label!r} was given twice.")
+            model = None if name == BUNDLED_NAME else name
+            found[label] = Reranker(model, backend=backend, **settings)  # type: ignore[arg-type]
+    return found
+
+
+def _show(found: Evaluation) -> None:
+    console = Console()
+    console = Console(width=max(_WIDTH, console.width if console.is_terminal else _WIDTH))
+    for result in found.datasets:
+        _show_dataset(console, result)
+        if len(found.model_names) > 1:
+            rows = [("first stage", means(result.first))]
+            rows += [(model.name, means(model.values)) for model in result.models]
+            _show_means(console, f"All models on {result.name}", rows)
+    if len(found.datasets) > 1:
+        names: list[tuple[str, str | None]] = [("first stage", None), *((name, name) for name in found.model_names)]
+        overall = [(label, {m: found.mean(m, name) for m in found.measures}) for label, name in names]
+        _show_means(console, f"Means over {len(found.datasets)} data sets", overall)
+
+
+def _show_means(console: Console, title: str, rows: Sequence[tuple[str, dict[str, float]]]) -> None:
+    table = _table(title)
+    table.add_column("", overflow="fold")
+    for measure in rows[0][1]:
+        table.add_column(Text(measure), justify="right")
+    for label, values in rows:
+        table.add_row(Text(label), *(f"{value:.4f}" for value in values.values()))
+    console.print(table)
+
+
+def _show_dataset(console: Console, result: DatasetResult) -> None:
+    console.print(Text(result.name, style="bold"))
+    console.print(Text(facts_text(result)), soft_wrap=True)
+    ceiling = means(result.ceiling)
+    for model in result.models:
+        table = _table(f"{model.name}" + (f" ({model.engine})" if model.engine else ""))
+        table.add_column("measure")
+        for name in ("before", "after", "change", "95 % interval", "p", "better", "worse", "same", "ceiling"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for measure, c in model.comparisons.items():
+            table.add_row(
+                Text(measure),
+                f"{c.before:.4f}",
+                f"{c.after:.4f}",
+                Text(f"{c.difference:+.4f}", style=_STYLES[verdict(c)]),
+                interval_text(c),
+                p_text(c.p_value),
+                str(c.better),
+                str(c.worse),
+                str(c.same),
+                f"{ceiling[measure]:.4f}",
+            )
+        console.print(table)
+        if (speed := model.speed) is not None:
+            console.print(
+                Text(
+                    f"{speed.documents_per_s:,.0f} documents/s; a query takes {speed.p50_s * 1000:,.1f} ms (median), "
+                    f"{speed.p95_s * 1000:,.1f} ms (95th percentile)\n"
+                ),
+                soft_wrap=True,
+            )
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

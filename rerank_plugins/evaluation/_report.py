@@ -1,0 +1,311 @@
+"""An evaluation as one HTML file, which opens without a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from rerank_plugins.errors import ConfigurationError
+from rerank_plugins.evaluation._measures import Comparison, means
+from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelResult
+from rerank_plugins.evaluation._svg import Point, gains_plot, measure_value, moves_plot, quality_plot
+
+_EXAMPLES = 5
+_SHOWN = 3
+_EXCERPT = 400
+_RANGES = ((1, 1), (2, 3), (4, 10), (11, 20), (21, 50), (51, 100))
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6670; --line: #d8dde2; --paper: #fff; --panel: #f5f7f9;
+  --gain: #0072b2; --loss: #d55e00; --stay: #8a949e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8eb; --soft: #9aa5af; --line: #3a4148; --paper: #16191c;
+  --panel: #1f2428; --gain: #4aa8e0; --loss: #f08a3c; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
+th, td { text-align: right; padding: 0.25rem 0.5rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th.name, td.name { text-align: left; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+.scroll { overflow-x: auto; } .soft { color: var(--soft); }
+.gained { color: var(--gain); } .lost { color: var(--loss); }
+svg { width: 100%; max-width: 640px; height: auto; display: block; margin: 0.5rem 0; font: 12px system-ui, sans-serif; }
+svg text { fill: var(--ink); } .grid { stroke: var(--line); } .axis { stroke: var(--soft); }
+.first { stroke: var(--stay); stroke-width: 2; }
+.ceiling { stroke: var(--stay); stroke-width: 2; stroke-dasharray: 5 4; }
+.gain { fill: var(--gain); } .loss { fill: var(--loss); } .stay { fill: var(--stay); }
+details { background: var(--panel); border-radius: 6px; padding: 0.5rem 0.8rem; margin: 0.5rem 0; }
+summary { cursor: pointer; } .columns { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
+@media (max-width: 46rem) { .columns { grid-template-columns: 1fr; } }
+.columns ol { padding-left: 1.4rem; margin: 0.3rem 0; } .columns li { margin-bottom: 0.5rem; overflow-wrap: anywhere; }
+.grade { font-weight: 600; }
+"""
+
+
+def write_report(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
+    """Write an evaluation as one HTML file with its plots and its worst and best queries.
+
+    The first measure is the one that is plotted. All texts are escaped, and nothing is loaded from elsewhere.
+
+    Args:
+        evaluation: What to show.
+        path: The file; it is replaced if it is there.
+
+    Raises:
+        ConfigurationError: The file cannot be written.
+    """
+    try:
+        # A lone surrogate, which JSON can hold and UTF-8 cannot, must not cost the report.
+        Path(path).write_text(report_html(evaluation), encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigurationError(f"The report {os.fspath(path)} cannot be written: {error}.") from error
+
+
+def report_html(evaluation: Evaluation) -> str:
+    """The HTML of `write_report`."""
+    many = len(evaluation.datasets) > 1
+    body = [_summary(evaluation)] if many else []
+    body += [_dataset(result) for result in evaluation.datasets]
+    verdicts = "".join(
+        f"<li>{_verdict(result, model)}</li>" for result in evaluation.datasets for model in result.models
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Does reranking help?</title><style>{_STYLE}</style></head><body>"
+        f"<h1>Does reranking help?</h1><ul>{verdicts}</ul>{''.join(body)}{_NOTES}</body></html>\n"
+    )
+
+
+_NOTES = """<h2>How to read this</h2>
+<ul>
+<li>Every model re-sorts the candidates that the first stage found; both orders are measured over the same candidates.
+The <b>ceiling</b> is the best order that these candidates allow: relevant documents that the first stage did not find
+are out of reach.</li>
+<li>A query counts if its judgements name a relevant document (a grade above 0). Queries without judgements, or with
+none that is relevant, are left out, and counted above. A query without candidates counts as 0. A document without a
+judgement counts as not relevant.</li>
+<li>Intervals and p-values are of a paired t-test over queries, two-sided, at 95 %, not corrected for the number of
+models and measures.</li>
+<li>Times are of one query after the other, each with all its candidates, on the machine that made this report, after a
+first call to warm up.</li>
+</ul>"""
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value as it is printed."""
+    if p_value is None:
+        return "–"
+    return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
+
+
+def interval_text(comparison: Comparison) -> str:
+    """The confidence interval of a difference as it is printed."""
+    if comparison.low is None or comparison.high is None:
+        return "–"
+    return f"{comparison.low:+.4f} … {comparison.high:+.4f}"
+
+
+def verdict(comparison: Comparison) -> str:
+    """``"better"`` or ``"worse"`` where the confidence interval leaves out 0, otherwise ``"unclear"``."""
+    if comparison.low is not None and comparison.low > 0:
+        return "better"
+    if comparison.high is not None and comparison.high < 0:
+        return "worse"
+    return "unclear"
+
+
+def _verdict(result: DatasetResult, model: ModelResult) -> str:
+    measure = result.measures[0]
+    found = model.comparisons[measure]
+    words = (
+        "<b>changes nothing</b> in"
+        if found.same == len(result.queries)
+        else {
+            "better": '<b class="gained">improves</b>',
+            "worse": '<b class="lost">worsens</b>',
+            "unclear": "<b>makes no clear difference</b> to",
+        }[verdict(found)]
+    )
+    return (
+        f"<b>{escape(model.name)}</b> {words} {escape(measure)} on {escape(result.name)}: "
+        f"{measure_value(found.before)} → {measure_value(found.after)} "
+        f"(95 % interval of the difference {interval_text(found)}, p {p_text(found.p_value)}); "
+        f"{found.better} queries better, {found.worse} worse, {found.same} the same."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=name' if place < names else ''}>{cell}</{tag}>" for place, cell in enumerate(row)
+        )
+
+    lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _summary(evaluation: Evaluation) -> str:
+    names = [("first stage", None), *((name, name) for name in evaluation.model_names)]
+    rows = [
+        [escape(label), *(measure_value(evaluation.mean(measure, name)) for measure in evaluation.measures)]
+        for label, name in names
+    ]
+    head = ["", *(escape(measure) for measure in evaluation.measures)]
+    return f"<h2>Mean over {len(evaluation.datasets)} data sets</h2>{_table(head, rows)}"
+
+
+def _dataset(result: DatasetResult) -> str:
+    first, ceiling, plotted = means(result.first), means(result.ceiling), result.measures[0]
+    rows = []
+    for model in result.models:
+        for place, (measure, found) in enumerate(model.comparisons.items()):
+            style = {"better": "gained", "worse": "lost", "unclear": ""}[verdict(found)]
+            rows.append(
+                [
+                    escape(model.name) if place == 0 else "",
+                    escape(measure),
+                    measure_value(found.before),
+                    f"<b>{measure_value(found.after)}</b>",
+                    f'<span class="{style}">{found.difference:+.4f}</span>',
+                    interval_text(found),
+                    escape(p_text(found.p_value)),
+                    f"{found.better} / {found.worse} / {found.same}",
+                    measure_value(ceiling[measure]),
+                ]
+            )
+    head = ["model", "measure", "first stage", "reranked", "difference", "95 % interval", "p",
+            "better / worse / same", "ceiling"]  # fmt: skip
+    points = [
+        Point(
+            model.name,
+            model.speed.p50_s * 1000,
+            found.after,
+            None if found.low is None else found.before + found.low,
+            None if found.high is None else found.before + found.high,
+        )
+        for model in result.models
+        if model.speed is not None
+        for found in [model.comparisons[plotted]]
+    ]
+    plot = quality_plot(points, first[plotted], ceiling[plotted], plotted) if points else ""
+    return (
+        f"<h2>{escape(result.name)}</h2><p class=soft>{escape(facts_text(result))}</p>{_table(head, rows, 2)}"
+        f"{_speeds(result)}<h3>Quality against latency</h3>{plot}"
+        f"<p class=soft>{escape(plotted)}; the bar is the 95 % interval of the difference to the first stage.</p>"
+        + "".join(_model(result, model) for model in result.models)
+    )
+
+
+def facts_text(result: DatasetResult) -> str:
+    """Which queries were measured, and over what."""
+    left_out = [
+        f"{count} {what}"
+        for count, what in (
+            (result.unjudged, "left out for having no judgement"),
+            (result.without_relevant, "left out for having no relevant document"),
+            (result.without_candidates, "without candidates, counted as 0"),
+        )
+        if count
+    ]
+    return (
+        f"{len(result.queries)} queries, {len(result.dataset.documents):,} documents; top {result.top_k} of "
+        f"{result.first_stage}" + (f"; queries {', '.join(left_out)}" if left_out else "")
+    )
+
+
+def _speeds(result: DatasetResult) -> str:
+    rows = [
+        [
+            escape(model.name),
+            escape(model.engine or "–"),
+            f"{model.speed.documents:,}",
+            f"{model.speed.documents_per_s:,.0f}",
+            f"{model.speed.p50_s * 1000:,.1f}",
+            f"{model.speed.p95_s * 1000:,.1f}",
+        ]
+        for model in result.models
+        if model.speed is not None
+    ]
+    head = ["model", "engine", "documents", "documents / s", "ms a query, median", "95th percentile"]
+    return f"<h3>Speed</h3>{_table(head, rows, 2)}"
+
+
+def _model(result: DatasetResult, model: ModelResult) -> str:
+    measure = result.measures[0]
+    before, after = result.first[measure], model.values[measure]
+    changes = {query: after[query] - before[query] for query in result.queries}
+    order = sorted(result.queries, key=lambda query: changes[query])
+    worst = [query for query in order[:_EXAMPLES] if changes[query] < 0]
+    best = [query for query in order[::-1][:_EXAMPLES] if changes[query] > 0]
+    bars = gains_plot([(result.dataset.queries[query], change) for query, change in changes.items()], measure)
+    parts = [f"<h3>{escape(model.name)}: gains and losses</h3>{bars}", _moves(result, model)]
+    for title, queries in (("Worst queries", worst), ("Best queries", best)):
+        listed = "".join(_query(result, model, query, measure) for query in queries)
+        parts.append(f"<h3>{escape(model.name)}: {title.lower()}</h3>" + (listed or "<p>None.</p>"))
+    return "".join(parts)
+
+
+def _moves(result: DatasetResult, model: ModelResult) -> str:
+    deepest = max((len(found) for found in result.candidates.values()), default=0)
+    ranges = [pair for pair in _RANGES if pair[0] <= deepest]
+    if deepest > _RANGES[-1][1]:
+        ranges.append((_RANGES[-1][1] + 1, deepest))
+    counts = [[0] * len(ranges) for _ in ranges]
+    up = down = stayed = missed = 0
+    for query in result.queries:
+        found = result.candidates.get(query, [])
+        old = {document: rank for rank, document in enumerate(found, 1)}
+        new = {document: rank for rank, document in enumerate(model.rankings.get(query, []), 1)}
+        for document, grade in result.dataset.qrels[query].items():
+            if grade <= 0:
+                continue
+            if document not in old:
+                missed += 1
+                continue
+            was, now = old[document], new[document]
+            up, down, stayed = up + (now < was), down + (now > was), stayed + (now == was)
+            row, column = (
+                next(i for i, (low, high) in enumerate(ranges) if low <= rank <= high) for rank in (was, now)
+            )
+            counts[row][column] += 1
+    labels = [str(low) if low == high else f"{low}–{high}" for low, high in ranges]
+    return (
+        f"<h3>{escape(model.name)}: where the relevant documents moved</h3>{moves_plot(counts, labels)}"
+        f"<p class=soft>Of {up + down + stayed:,} relevant documents among the candidates {up:,} moved up, "
+        f"{down:,} down and {stayed:,} stayed; {missed:,} more are not among the candidates. Blue cells are moves up, "
+        "orange ones moves down.</p>"
+    )
+
+
+def _query(result: DatasetResult, model: ModelResult, query: str, measure: str) -> str:
+    before, after = result.first[measure][query], model.values[measure][query]
+    ranks = {document: rank for rank, document in enumerate(result.candidates.get(query, []), 1)}
+    columns = "".join(
+        f"<div><b>{title}</b><ol>{''.join(_document(result, query, d, ranks) for d in found[:_SHOWN])}</ol></div>"
+        for title, found in (
+            ("First stage", result.candidates.get(query, [])),
+            ("Reranked", model.rankings.get(query, [])),
+        )
+    )
+    return (
+        f"<details><summary>{after - before:+.3f} ({before:.3f} → {after:.3f}) "
+        f"<b>{escape(_excerpt(result.dataset.queries[query]))}</b></summary>"
+        f'<p class=soft>query {escape(query)}</p><div class="columns">{columns}</div></details>'
+    )
+
+
+def _document(result: DatasetResult, query: str, document: str, ranks: dict[str, int]) -> str:
+    grade = result.dataset.qrels[query].get(document)
+    told = "not judged" if grade is None else f"grade {grade}"
+    style = "gained" if grade is not None and grade > 0 else "soft"
+    return (
+        f'<li><span class="grade {style}">{told}</span> <span class=soft>{escape(document)}, first stage '
+        f"{ranks[document]}</span><br>{escape(_excerpt(result.dataset.documents[document]))}</li>"
+    )
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT].rstrip() + " …"
