@@ -170,6 +170,9 @@ def convert(
         )
         _write_config(source, files, work, report)
         _write_tokenizer(source, work)
+        prompts = files.path / "config_sentence_transformers.json"
+        if prompts.is_file():
+            shutil.copy(prompts, work)
         work.chmod(0o755)
         _replace(work, out)
     except BaseException:

@@ -14,6 +14,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that the user has cached may decide a test, and no test may write there."""
-    monkeypatch.setenv("RERANK_PLUGINS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that the user or another test has cached may decide a test, and no test may write there."""
+    monkeypatch.setenv("RERANK_PLUGINS_CACHE", str(tmp_path / "rerank-plugins-cache"))

@@ -226,6 +226,7 @@ def test_every_keyword_of_reranker_is_taken() -> None:
         "instruction": "Find it.",
         "passage_length": 50,
         "passage_overlap": 5,
+        "calibration": {"scale": 2.0, "shift": -1.0},
     }
     assert set(given) == set(Reranker().config)
     assert CrossEncoderRerank(**given)._own.config == given
