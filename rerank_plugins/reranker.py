@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +22,9 @@ from rerank_plugins.backends.base import Backend
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, InputError, ScoringError
 from rerank_plugins.types import Candidate, RankedCandidate, Ranking, Scale
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["Reranker"]
 
@@ -451,6 +452,8 @@ _DEFAULTS: dict[str, Any] = {**(Reranker.__init__.__kwdefaults__ or {}), "model"
 # Threads of our own: the event loop's default executor is small, and shared with file and DNS calls.
 @functools.cache
 def _executor() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 2), thread_name_prefix="rerank-plugins")
 
 
@@ -460,6 +463,9 @@ if hasattr(os, "register_at_fork"):
 
 
 async def _in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    # Here, because importing it takes a quarter of the package's import time.
+    import asyncio
+
     context = contextvars.copy_context()
     call = functools.partial(context.run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_executor(), call)
