@@ -31,8 +31,10 @@ def test_golden_scores(backend: str) -> None:
 def test_golden_scores_put_the_answer_first() -> None:
     """The first text of each query answers it; the others share its words or its topic."""
     reranker = Reranker()
-    first = [reranker.rank(query, list(texts))[0].index == 0 for query, texts in GOLDEN["queries"].items()]
-    assert sum(first) >= len(first) - 1, first
+    english = {query: texts for query, texts in GOLDEN["queries"].items() if query.isascii() and query != "long text"}
+    first = {query: reranker.rank(query, list(texts))[0].index == 0 for query, texts in english.items()}
+    assert len(first) == 6
+    assert all(first.values()), first
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])

@@ -136,7 +136,8 @@ async def test_both_frameworks_at_once_give_the_serial_result() -> None:
 
 @pytest.mark.bundled
 def test_the_bundled_model_gives_both_frameworks_the_same(loads: list[Any]) -> None:
-    in_langchain, in_llama_index = both({"top_n": None}, QUERY, MIXED)
+    with Reranker():
+        in_langchain, in_llama_index = both({"top_n": None}, QUERY, MIXED)
     assert in_langchain == in_llama_index
     assert len(in_langchain) == len(MIXED)
     assert len(loads) <= 1

@@ -121,7 +121,8 @@ def _open_index(docs: Path | None, rebuild: bool, console: Console) -> tuple[Pas
         index = None if rebuild else load_index(directory)
     build_s = 0.0
     if index is None:
-        console.print(f"Building an index of {corpus.name}: once, then it is reused.", style="dim", highlight=False)
+        news = f"Building an index of {corpus.name}: once, then it is reused."
+        console.print(news, style="dim", highlight=False, soft_wrap=True)
         began = time.perf_counter()
         with bar("Building the index") as tell:
             index = build_index(corpus, embedder, directory, tell)
