@@ -80,7 +80,8 @@ class TrainingResult:
         steps: Optimiser steps taken.
         pairs: Pairs seen.
         seconds: Time spent, over all resumptions.
-        measures: Mean dev measure at each evaluation, the first before any training.
+        measures: Mean dev measure at each evaluation: the first before any training, the last of the mean of the
+            best and the last weights.
         best: The best of them; its weights are in the model.
         by_kind: The best evaluation, kind by kind.
     """
@@ -315,8 +316,8 @@ def fit(
             return float(state["step"]) / config.steps
         return float((time.monotonic() - began) / (60 * (config.minutes or 1)))
 
-    def measure() -> None:
-        before = swap(average)
+    def measure(values: Sequence[Any]) -> None:
+        before = swap(values)
         mean, by_kind, _ = evaluate_groups(scorer, dev)
         state["measures"].append(mean)
         if mean > state["best"]:
@@ -342,7 +343,7 @@ def fit(
                 break
             if dev and done >= state["next"]:
                 state["next"] += 1 / max(1, config.evaluations)
-                measure()
+                measure(average)
             rate = min(done / config.warmup, (1 - done) / (1 - config.warmup), 1.0) if config.warmup else 1 - done
             for part in optimizer.param_groups:
                 part["lr"] = part["peak"] * max(rate, 1e-3)
@@ -366,7 +367,10 @@ def fit(
                 checkpoint()
                 last_saved = time.monotonic()
     if dev:
-        measure()
+        measure(average)
+        best = torch.load(best_file, map_location=device, weights_only=True)["weights"]
+        # The mean of two points of one run is often better than both.
+        measure([(one + other) / 2 for one, other in zip(best, average, strict=True)])
         best = torch.load(best_file, map_location=device, weights_only=True)["weights"]
     else:
         best = average
