@@ -89,6 +89,7 @@ def contestants(model: str, graphs: dict[str, str]) -> dict[str, Callable[[list[
         "rerank-plugins onnx fp32": {"model": graphs["fp32"], "backend": "onnx"},
         "rerank-plugins onnx int8 weights": {"model": graphs["int8"], "backend": "onnx"},
         "rerank-plugins openvino fp32": {"model": graphs["fp32"], "backend": "openvino"},
+        "rerank-plugins openvino int8 weights": {"model": graphs["int8"], "backend": "openvino"},
         "rerank-plugins openvino bf16": {"model": graphs["fp32"], "backend": "openvino", "precision": "bf16"},
     }.items():
         reranker = Reranker(**keywords)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from rerank_plugins.errors import ConfigurationError, ModelLoadError, ScoringErr
 
 __all__ = ["OnnxBackend", "OpenVinoBackend"]
 
-TOKEN_BUDGET = 2048
+TOKEN_BUDGET = 1024
 """Padded tokens in a batch: enough to fill the cores, small enough for the activations to stay in cache."""
 
 

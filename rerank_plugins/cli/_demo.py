@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ QUESTIONS = (
 )
 _SIDE_BY_SIDE = 100
 """Columns from which the two orders stand beside each other."""
+_NO_WINDOW = 110
+"""Columns of output that goes to a file or a pipe."""
 _MOST_ROWS = 20
 """Rows of the first stage that are shown; below them, only what the cross-encoder chose."""
 
@@ -102,9 +105,9 @@ def demo(
             facts = {"framework": framework, "k": k, "top_n": top_n, "load_s": round(load_s, 4)}
             typer.echo(json.dumps(_facts(answer, index.passages, reranker) | facts))
         else:
-            _show(Console(), answer, index.passages)
+            _show(_console(), answer, index.passages)
     if not as_json:
-        _show_times(Console(), index, reranker, framework, load_s)
+        _show_times(_console(), index, reranker, framework, load_s)
 
 
 def _open_index(docs: Path | None, rebuild: bool, console: Console) -> tuple[PassageIndex, Embedder, float]:
@@ -132,6 +135,12 @@ def _open_index(docs: Path | None, rebuild: bool, console: Console) -> tuple[Pas
     for note in index.notes:
         console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
     return index, embedder, build_s
+
+
+def _console() -> Console:
+    console = Console()
+    # Where there is no window, rich takes 80 columns, too few for two orders.
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_NO_WINDOW)
 
 
 def _silence_transformers() -> None:
