@@ -313,3 +313,9 @@ def test_train_bundled_takes_its_own_settings_only(tmp_path: Path) -> None:
     missing = call("train", str(tmp_path), *out, "--bundled", "--minutes", "1")
     assert missing.exit_code == 2
     assert "squad-sentences" in missing.stderr
+
+
+def test_a_plain_line_after_a_json_line_is_a_broken_one() -> None:
+    rows, problems = read_rows(b'{"text": "a"}\nnot json\n')
+    assert rows == [{"text": "a"}]
+    assert [number for number, _ in problems] == [2]

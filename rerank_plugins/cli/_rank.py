@@ -74,8 +74,8 @@ def rank(
 def read_rows(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
     """Read candidates from lines.
 
-    A line that starts with ``{`` is a JSON object with a string ``"text"``. Any other line is a text, unless most
-    lines of the file start with ``{``: among JSON lines it can only be a broken one. Blank lines are left out.
+    A line that starts with ``{`` is a JSON object with a string ``"text"``. Any other line is a text, unless the
+    first line or most lines of the file start with ``{``: among JSON lines it can only be a broken one. Blank lines are left out.
 
     Args:
         data: The file, in UTF-8, with or without a byte order mark, with any line ends.
@@ -85,7 +85,8 @@ def read_rows(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]
     """
     lines = [line.removesuffix(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    only_json = 2 * sum(line.lstrip().startswith(b"{") for _, line in numbered) > len(numbered)
+    objects = [line.lstrip().startswith(b"{") for _, line in numbered]
+    only_json = bool(objects) and (objects[0] or 2 * sum(objects) > len(objects))
     rows: list[dict[str, Any]] = []
     problems: list[tuple[int, str]] = []
     for number, line in numbered:
