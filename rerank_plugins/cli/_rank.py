@@ -75,7 +75,8 @@ def read_rows(data: bytes) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]
     """Read candidates from lines.
 
     A line that starts with ``{`` is a JSON object with a string ``"text"``. Any other line is a text, unless the
-    first line or most lines of the file start with ``{``: among JSON lines it can only be a broken one. Blank lines are left out.
+    first line or most lines of the file start with ``{``: among JSON lines it can only be a broken one. Blank lines
+    are left out.
 
     Args:
         data: The file, in UTF-8, with or without a byte order mark, with any line ends.
