@@ -239,28 +239,19 @@ def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str]
         try:
             with _silent():
                 if exporter == "torchscript":
-                    torch.onnx.export(
-                        flat,
-                        example,
-                        str(graph),
-                        input_names=names,
-                        output_names=["logits"],
-                        dynamic_axes=axes,
-                        opset_version=opset,
-                        dynamo=False,
-                    )
+                    shapes = {"dynamic_axes": axes, "dynamo": False}
                 else:
                     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
-                    torch.onnx.export(
-                        flat,
-                        example,
-                        str(graph),
-                        input_names=names,
-                        output_names=["logits"],
-                        opset_version=opset,
-                        dynamic_shapes=(tuple({0: batch, 1: tokens} for _ in names),),
-                        dynamo=True,
-                    )
+                    shapes = {"dynamic_shapes": (tuple({0: batch, 1: tokens} for _ in names),), "dynamo": True}
+                torch.onnx.export(
+                    flat,
+                    example,
+                    str(graph),
+                    input_names=names,
+                    output_names=["logits"],
+                    opset_version=opset,
+                    **shapes,
+                )
             _compact(graph)
             # A graph that loads and takes another shape than the example's: a trace can freeze either.
             other = _encode(source, [(_QUERIES[2], _TEXTS[2]), (_QUERIES[0], _TEXTS[7]), ("a", "b")], min(limit, 512))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rerank_plugins.cli._options import Backend, Model, Overwrite, Revision, TrustRemoteCode
+from rerank_plugins.cli._options import Backend, Label, Model, Overwrite, Revision, TrustRemoteCode, class_label
 from rerank_plugins.errors import ConfigurationError, InputError
 
 __all__ = ["calibrate"]
@@ -22,7 +22,7 @@ def calibrate(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, for Reranker(calibration=...).")],
     model: Model = None,
     backend: Backend = "auto",
-    label: Annotated[str | None, typer.Option(help="Class to rank by, where a model has several.")] = None,
+    label: Label = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
@@ -49,7 +49,7 @@ def calibrate(
     reranker = Reranker(
         model,
         backend=backend,
-        label=int(label) if label is not None and label.isdecimal() else label,
+        label=class_label(label),
         revision=revision,
         trust_remote_code=trust_remote_code,
     )

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rerank_plugins.cli._options import Revision, TrustRemoteCode
+from rerank_plugins.cli._options import Label, Revision, TrustRemoteCode, class_label
 from rerank_plugins.cli._progress import bar
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.evaluation._measures import means, split_measures
@@ -87,7 +87,7 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Score everything anew, whatever was kept.")] = False,
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="Number format.")] = "auto",
     max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query and a text together.")] = None,
-    label: Annotated[str | None, typer.Option(help="Class to rank by, where a model has several.")] = None,
+    label: Label = None,
     instruction: Annotated[str | None, typer.Option(help="Task description, for models that take one.")] = None,
     device: Annotated[str | None, typer.Option(help="torch device.")] = None,
     revision: Revision = None,
@@ -115,7 +115,7 @@ def evaluate(
         backend or ["auto"],
         precision=precision,
         max_length=max_length,
-        label=int(label) if label is not None and label.isdecimal() else label,
+        label=class_label(label),
         instruction=instruction,
         device=device,
         revision=revision,

@@ -23,5 +23,14 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code of the model's repository. Read it first."),
 ]
+Label = Annotated[
+    str | None,
+    typer.Option(help="Class to rank by, a name or a column, where a model has several: entailment."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
+
+
+def class_label(label: str | None) -> str | int | None:
+    """The label as `Reranker` takes it: digits are a column."""
+    return int(label) if label is not None and label.isdecimal() else label

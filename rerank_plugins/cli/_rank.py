@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rerank_plugins.cli._options import Backend, Model, Revision, TrustRemoteCode
+from rerank_plugins.cli._options import Backend, Label, Model, Revision, TrustRemoteCode, class_label
 
 __all__ = ["rank", "read_rows"]
 
@@ -23,10 +23,7 @@ def rank(
     model: Model = None,
     backend: Backend = "auto",
     scale: Annotated[Literal["probability", "logit"], typer.Option(help="What a score means.")] = "probability",
-    label: Annotated[
-        str | None,
-        typer.Option(help="Class to rank by, a name or a column, where a model has several: entailment."),
-    ] = None,
+    label: Label = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query and a text together.")] = None,
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="Number format.")] = "auto",
     instruction: Annotated[str | None, typer.Option(help="Task description, for models that take one.")] = None,
@@ -53,7 +50,7 @@ def rank(
         precision=precision,
         max_length=max_length,
         scale=scale,
-        label=int(label) if label is not None and label.isdecimal() else label,
+        label=class_label(label),
         revision=revision,
         trust_remote_code=trust_remote_code,
         instruction=instruction,
