@@ -1,0 +1,239 @@
+"""The cache as `Reranker` uses it: keys, rows, and each pair computed once however many callers ask for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins.cache._stores import FileCache, MemoryCache, ScoreStore
+from rerank_plugins.errors import ConfigurationError
+
+__all__ = ["ScoreCache", "Scored", "settings_digest"]
+
+_SCORING_VERSION = 1
+"""Raised by a release that scores the same files and settings otherwise than the one before."""
+
+Scored = tuple[NDArray[np.float32], NDArray[np.bool_], Sequence[int]]
+"""Raw logits of windows, shape (n_windows,) or (n_windows, n_labels); which were cut; the text of each, ascending."""
+_Row = tuple[int, bytes, bytes]
+"""Of one text: n_labels, the little-endian float32 logits of its windows, one byte a window that says if it was cut."""
+
+
+class _Flight:
+    """Pairs that one caller computes now; others wait for `done`. A failed flight lands without its rows."""
+
+    __slots__ = ("done", "rows", "store")
+
+    def __init__(self, store: ScoreStore) -> None:
+        self.done = threading.Event()
+        self.rows: dict[str, _Row] = {}
+        self.store = store
+
+
+_lock = threading.Lock()
+_flights: dict[str, _Flight] = {}
+"""By key, of all stores: a key says all that decides the logits, so two stores may share what flies."""
+_landed = 0
+
+
+class ScoreCache:
+    """A store behind `Reranker`: keys, single flight over all rerankers of the process, and what to do when it fails.
+
+    Args:
+        cache: A number of pairs for a `MemoryCache`, a path for a `FileCache`, or a `ScoreStore`.
+
+    Raises:
+        ConfigurationError: `cache` is none of these.
+    """
+
+    def __init__(self, cache: int | str | os.PathLike[str] | ScoreStore) -> None:
+        self.store: ScoreStore
+        if isinstance(cache, int) and not isinstance(cache, bool):
+            self.store = MemoryCache(cache)
+        elif isinstance(cache, str | os.PathLike):
+            self.store = FileCache(cache)
+        elif not isinstance(cache, int) and all(callable(getattr(cache, name, None)) for name in ("mget", "mset")):
+            self.store = cache
+        else:
+            raise ConfigurationError(
+                "cache must be None, a number of pairs, the path of a file, a MemoryCache, a FileCache, or a store of "
+                f"bytes with mget and mset, such as LangChain's ByteStore; got {cache!r}."
+            )
+        self._warned = False
+
+    def close(self) -> None:
+        """Let go of a file; the next use opens it again."""
+        if isinstance(self.store, FileCache):
+            self.store.close()
+
+    def scored(
+        self, settings: bytes, query: str, texts: Sequence[str], compute: Callable[[list[str]], Scored]
+    ) -> Scored:
+        """The scores of distinct texts: kept ones, those that another thread computes now, and `compute` for the rest.
+
+        Args:
+            settings: Digest of all that decides a logit beside the texts; see `settings_digest`.
+            query: The query.
+            texts: Distinct texts.
+            compute: Called at most once at a time with the texts that nobody has scored; its error is the caller's.
+        """
+        keys = _keys(settings, query, texts)
+        before = _landed
+        rows = self._read(keys)
+        while missing := {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}:
+            rows.update(self._fly(missing, before, compute))
+        return _joined([rows[key] for key in keys])
+
+    def _fly(self, missing: dict[str, str], before: int, compute: Callable[[list[str]], Scored]) -> dict[str, _Row]:
+        """Compute what no other caller does, then wait for the others; leaves out what they failed at."""
+        global _landed
+        mine = _Flight(self.store)
+        own: dict[str, str] = {}
+        theirs: dict[str, _Flight] = {}
+        try:
+            with _lock:
+                for key, text in missing.items():
+                    flight = _flights.setdefault(key, mine)
+                    if flight is mine:
+                        own[key] = text
+                    else:
+                        theirs[key] = flight
+                landed_since = _landed != before
+            # A flight may have landed between the look into the store and the claim.
+            known = self._read(list(own)) if own and landed_since else {}
+            todo = {key: text for key, text in own.items() if key not in known}
+            fresh = dict(zip(todo, _rows(*compute(list(todo.values())), len(todo)), strict=True)) if todo else {}
+            mine.rows = {**known, **fresh}
+            mine.done.set()
+            self._write(fresh)
+        finally:
+            with _lock:
+                for key in missing:
+                    if _flights.get(key) is mine:
+                        del _flights[key]
+                _landed += 1
+            mine.done.set()
+        result = dict(mine.rows)
+        # Only now that its own are done: two callers that wait for each other's pairs would wait for ever.
+        for key, flight in theirs.items():
+            flight.done.wait()
+            if key in flight.rows:
+                result[key] = flight.rows[key]
+        self._write({key: result[key] for key in theirs if key in result and theirs[key].store is not self.store})
+        return result
+
+    def _read(self, keys: Sequence[str]) -> dict[str, _Row]:
+        try:
+            values = list(self.store.mget(keys))
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            self._warn("read", error)
+            return {}
+        if len(values) != len(keys):
+            self._warn("read", ValueError(f"mget gave {len(values)} values for {len(keys)} keys"))
+            return {}
+        rows = {key: row for key, value in zip(keys, values, strict=True) if (row := _decode(key, value)) is not None}
+        if not np.isfinite(_floats(rows.values())).all():
+            rows = {key: row for key, row in rows.items() if np.isfinite(_floats([row])).all()}
+        return rows
+
+    def _write(self, rows: dict[str, _Row]) -> None:
+        if not rows:
+            return
+        try:
+            self.store.mset([(key, _encode(key, row)) for key, row in rows.items()])
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            self._warn("written", error)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The score cache {self.store!r} cannot be {what} ({type(error).__name__}: {error}). Scoring goes on "
+                "without it where it fails; this is said once.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def settings_digest(*parts: str | int | None) -> bytes:
+    """Digest of all that decides a logit beside query and text."""
+    return hashlib.sha256(json.dumps([_SCORING_VERSION, *parts]).encode()).digest()
+
+
+def _keys(settings: bytes, query: str, texts: Sequence[str]) -> list[str]:
+    # Lone surrogates are told apart, though models read them all as U+FFFD.
+    asked = query.encode("utf-8", "surrogatepass")
+    beginning = hashlib.sha256(settings + len(asked).to_bytes(8, "little") + asked)
+    keys = []
+    for text in texts:
+        digest = beginning.copy()
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        keys.append(digest.hexdigest())
+    return keys
+
+
+_HEADER = struct.Struct("<IIH")
+"""Checksum, n_windows, n_labels."""
+
+
+def _encode(key: str, row: _Row) -> bytes:
+    n_labels, floats, cuts = row
+    body = _HEADER.pack(0, len(cuts), n_labels)[4:] + floats + cuts
+    return zlib.crc32(body, zlib.crc32(key.encode())).to_bytes(4, "little") + body
+
+
+def _decode(key: str, value: object) -> _Row | None:
+    """The row that was encoded under this key; None for all else."""
+    if not isinstance(value, bytes) or len(value) < _HEADER.size:
+        return None
+    checksum, n_windows, n_labels = _HEADER.unpack_from(value)
+    end = _HEADER.size + 4 * n_windows * n_labels
+    if len(value) != end + n_windows or checksum != zlib.crc32(value[4:], zlib.crc32(key.encode())):
+        return None
+    return n_labels, value[_HEADER.size : end], value[end:]
+
+
+def _rows(raw: NDArray[np.float32], cut: NDArray[np.bool_], owners: Sequence[int], n: int) -> list[_Row]:
+    """One row a text out of the scores of all windows."""
+    matrix = np.ascontiguousarray(raw if raw.ndim == 2 else raw[:, None], dtype="<f4")
+    flags = np.asarray(cut, dtype=np.uint8)
+    bounds = np.searchsorted(np.asarray(owners, dtype=np.intp), np.arange(n + 1)).tolist()
+    width = matrix.shape[1]
+    return [
+        (width, matrix[bounds[i] : bounds[i + 1]].tobytes(), flags[bounds[i] : bounds[i + 1]].tobytes())
+        for i in range(n)
+    ]
+
+
+def _joined(rows: Sequence[_Row]) -> Scored:
+    floats = _floats(rows)
+    owners = [i for i, (_, _, cuts) in enumerate(rows) for _ in range(len(cuts))]
+    cut = np.frombuffer(b"".join(cuts for _, _, cuts in rows), dtype=np.uint8).astype(np.bool_)
+    return floats.reshape(len(owners), max(n_labels for n_labels, _, _ in rows)), cut, owners
+
+
+def _floats(rows: Iterable[_Row]) -> NDArray[np.float32]:
+    return np.frombuffer(b"".join(floats for _, floats, _ in rows), dtype="<f4").astype(np.float32)
+
+
+def _after_fork_in_child() -> None:
+    # The threads that flew them are not here.
+    _flights.clear()
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork_in_child)
