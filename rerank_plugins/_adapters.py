@@ -56,6 +56,8 @@ class RerankerFields(BaseModel):
     """Tokens that neighbouring windows share."""
     calibration: Any = None
     """A `Calibration`, the path of a saved one, or a mapping with `"scale"` and `"shift"`."""
+    cache: Any = None
+    """Keeps scores: a number of pairs, the path of a file, a `MemoryCache`, a `FileCache` or a store of bytes."""
     reranker: Any = Field(default=None, exclude=True, repr=False, frozen=True)
     """A `Reranker` to share, instead of the keywords above."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import os
 import threading
@@ -10,25 +9,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import models, passages, selection
+from rerank_plugins._threads import in_thread
 from rerank_plugins.backends import ModelSpec, PairScorer, as_backend, load_backend
 from rerank_plugins.backends._tokenize import scorable
 from rerank_plugins.backends.base import Backend
+from rerank_plugins.cache import ScoreStore
+from rerank_plugins.cache._scored import ScoreCache, Scored, settings_digest
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, InputError, ScoringError
 from rerank_plugins.types import Candidate, RankedCandidate, Ranking, Scale
 
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
 __all__ = ["Reranker"]
-
-T = TypeVar("T")
 
 
 class Reranker:
@@ -57,6 +54,10 @@ class Reranker:
         passage_overlap: Tokens that neighbouring windows share.
         calibration: Makes scores probabilities that mean something on your data: a `Calibration`, the path of one that
             ``rerank-plugins calibrate`` wrote, or a mapping with ``scale`` and ``shift``.
+        cache: Keeps scores, so that a pair is scored once: a number of pairs (in memory), the path of a file, a
+            `rerank_plugins.cache.MemoryCache` or `FileCache`, or a LangChain ``ByteStore``. Scores of another model,
+            revision, precision, maximum length or instruction are never read. A ready backend needs a
+            ``fingerprint`` for it.
 
     Raises:
         ConfigurationError: A keyword that cannot work, whatever the model.
@@ -84,6 +85,7 @@ class Reranker:
         passage_length: int | None = None,
         passage_overlap: int = 0,
         calibration: Calibration | Mapping[str, float] | str | os.PathLike[str] | None = None,
+        cache: int | str | os.PathLike[str] | ScoreStore | None = None,
     ) -> None:
         if scale not in ("probability", "logit"):
             raise ConfigurationError(f"scale must be 'probability' or 'logit'; got {scale!r}.")
@@ -127,7 +129,10 @@ class Reranker:
             "passage_length": passage_length,
             "passage_overlap": passage_overlap,
             "calibration": None if calibration is None else asdict(Calibration.of(calibration)),
+            "cache": os.fspath(cache) if isinstance(cache, os.PathLike) else cache,
         }
+        self._cache = None if cache is None else ScoreCache(cache)
+        self._settings: tuple[Backend, bytes] | None = None
         self.scale: Scale = scale
         self._lock = threading.Lock()
         self._backend: Backend | None = None
@@ -176,9 +181,14 @@ class Reranker:
         # Configuration alone: a copy in another process loads the model itself.
         return _from_config, (self._config,)
 
+    def __copy__(self) -> Reranker:
+        copied = Reranker(**self._config)
+        copied._cache = self._cache
+        return copied
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Reranker:
-        # A ready backend is shared, as loaded weights are.
-        return Reranker(**self._config)
+        # A ready backend and a cache are shared, as loaded weights are.
+        return self.__copy__()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -193,13 +203,17 @@ class Reranker:
             MissingDependencyError: The backend that was asked for is not installed.
             ConfigurationError: A keyword that this model cannot do.
         """
-        self._loaded()
+        backend = self._loaded()
+        if self._cache is not None:
+            self._cache_settings(backend)
         return self
 
     def close(self) -> None:
         """Let go of the model. Its memory is freed once no other reranker uses it; the next use loads it again."""
+        if self._cache is not None:
+            self._cache.close()
         with self._lock:
-            self._backend = self._shared = None
+            self._backend = self._shared = self._settings = None
 
     def __enter__(self) -> Reranker:
         return self.prepare()
@@ -306,8 +320,8 @@ class Reranker:
         )
 
     async def ascore(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """As `score`, without blocking the event loop."""
-        return await _in_thread(self.score, query, texts)
+        """As `score`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
+        return await in_thread(self.score, query, texts)
 
     async def arank(
         self,
@@ -318,8 +332,8 @@ class Reranker:
         *,
         max_tokens: int | None = None,
     ) -> Ranking:
-        """As `rank`, without blocking the event loop."""
-        return await _in_thread(self.rank, query, candidates, top_n, min_score, max_tokens=max_tokens)
+        """As `rank`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
+        return await in_thread(self.rank, query, candidates, top_n, min_score, max_tokens=max_tokens)
 
     def _logits(self, query: str, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Logits and whether each text was cut, both of shape (n_texts,)."""
@@ -329,11 +343,12 @@ class Reranker:
         if not distinct:
             return logits, truncated
         backend = self._loaded()
-        windows, owners = distinct, list(range(len(distinct)))
-        if (length := self._config["passage_length"]) is not None:
-            windows, owners = _windows(backend, distinct, length, self._config["passage_overlap"])
-        raw, cut = backend.score_with_truncation([(query, window) for window in windows])
-        values = self._values(backend, raw, query, windows)
+        compute = functools.partial(self._scored, backend, query)
+        if self._cache is None:
+            raw, cut, owners = compute(distinct)
+        else:
+            raw, cut, owners = self._cache.scored(self._cache_settings(backend), query, distinct, compute)
+        values = self._values(backend, raw)
         folded = passages.fold_max(values, owners, len(distinct))
         folded_cut = np.zeros(len(distinct), dtype=np.bool_)
         np.logical_or.at(folded_cut, owners, cut)
@@ -344,15 +359,39 @@ class Reranker:
                 truncated[i] = folded_cut[place[text]]
         return logits, truncated
 
+    def _scored(self, backend: Backend, query: str, texts: Sequence[str]) -> Scored:
+        """What the engine says of all windows of distinct texts: finite logits, cuts, and the text of each window."""
+        windows, owners = texts, list(range(len(texts)))
+        if (length := self._config["passage_length"]) is not None:
+            windows, owners = _windows(backend, texts, length, self._config["passage_overlap"])
+        raw, cut = backend.score_with_truncation([(query, window) for window in windows])
+        self._check_raw(backend, raw, query, windows)
+        return raw, cut, owners
+
+    def _cache_settings(self, backend: Backend) -> bytes:
+        """Digest of all that decides a logit beside query and text."""
+        known = self._settings
+        # Kept with its backend: after `close`, another one may be loaded.
+        if known is None or known[0] is not backend:
+            told: object = backend.fingerprint
+            fingerprint = told() if callable(told) else told
+            if not isinstance(fingerprint, str) or not fingerprint:
+                raise ConfigurationError(
+                    f"cache= needs to tell the {backend.name!r} backend from others: give it a string attribute "
+                    f"`fingerprint` that changes whenever its scores do; got {fingerprint!r}. Or leave cache at None."
+                )
+            config = self._config
+            settings = ("max_length", "instruction", "passage_length", "passage_overlap")
+            digest = settings_digest(backend.name, backend.precision, fingerprint, *(config[name] for name in settings))
+            self._settings = known = (backend, digest)
+        return known[1]
+
     def _calibrated(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         if (calibration := self._config["calibration"]) is None:
             return logits
         return np.where(logits > selection.BLANK_LOGIT, Calibration(**calibration)(logits), logits)
 
-    def _values(
-        self, backend: Backend, raw: NDArray[np.float32], query: str, texts: Sequence[str]
-    ) -> NDArray[np.float64]:
-        """One finite log-odds a text out of whatever the backend emits."""
+    def _check_raw(self, backend: Backend, raw: NDArray[np.float32], query: str, texts: Sequence[str]) -> None:
         if raw.ndim not in (1, 2) or len(raw) != len(texts):
             raise ScoringError(
                 f"The {backend.name!r} backend must return shape ({len(texts)},) or ({len(texts)}, n_labels); "
@@ -365,12 +404,15 @@ class Reranker:
                 f"{texts[row][:80]!r}: a score must be a finite number. Half precision can overflow: try "
                 "precision='fp32', and check the weights."
             )
+
+    def _values(self, backend: Backend, raw: NDArray[np.float32]) -> NDArray[np.float64]:
+        """One log-odds a window out of whatever the backend emits."""
         n_labels = 1 if raw.ndim == 1 else raw.shape[1]
         column = _column(self._config["label"], n_labels, backend.labels, self.model_name)
         if backend.emits == "probability":
             return selection.to_logit(raw if raw.ndim == 1 else raw[:, column])
         if n_labels == 1:
-            return raw.reshape(len(texts)).astype(np.float64)
+            return raw.reshape(len(raw)).astype(np.float64)
         return selection.class_logit(raw, column)
 
 
@@ -447,25 +489,3 @@ def _from_config(config: dict[str, Any]) -> Reranker:
 
 
 _DEFAULTS: dict[str, Any] = {**(Reranker.__init__.__kwdefaults__ or {}), "model": None}
-
-
-# Threads of our own: the event loop's default executor is small, and shared with file and DNS calls.
-@functools.cache
-def _executor() -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 2), thread_name_prefix="rerank-plugins")
-
-
-if hasattr(os, "register_at_fork"):
-    # A forked child inherits the pool, but none of its threads.
-    os.register_at_fork(after_in_child=_executor.cache_clear)
-
-
-async def _in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    # Here, because importing it takes a quarter of the package's import time.
-    import asyncio
-
-    context = contextvars.copy_context()
-    call = functools.partial(context.run, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_executor(), call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -26,6 +27,7 @@ class FakeBackend(Backend):
         logit: Called with (query, text); returns a logit, or one for each class.
         labels: Names of the classes, where `logit` returns several.
         emits: ``"probability"`` where `logit` returns probabilities.
+        fingerprint: What a score cache knows it by; None makes one that no other backend has.
 
     Attributes:
         calls: The pairs of each call, in order.
@@ -44,10 +46,12 @@ class FakeBackend(Backend):
         *,
         labels: Sequence[str] = (),
         emits: Literal["logit", "probability"] = "logit",
+        fingerprint: str | None = None,
     ) -> None:
         self.logit = logit
         self.labels = tuple(labels)
         self.emits = emits
+        self.fingerprint = uuid.uuid4().hex if fingerprint is None else fingerprint
         self.calls: list[list[Pair]] = []
 
     def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:

@@ -140,7 +140,7 @@ def _load_graph(spec: ModelSpec, files: ModelFiles, graph: Path) -> Backend:
             f"{files.name!r} has no int8 graph. Make one with: rerank-plugins convert {files.name} OUT --int8"
         )
     if engine == "openvino":
-        return OpenVinoBackend(files, graph, precision="bf16" if spec.precision == "bf16" else "fp32")
+        return OpenVinoBackend(files, graph, precision=spec.precision if spec.precision in ("auto", "bf16") else "fp32")
     if spec.precision in ("bf16", "fp16") and "fp16" not in graph.name:
         raise ConfigurationError(
             f"precision={spec.precision!r} is not available on ONNX Runtime for this graph: "

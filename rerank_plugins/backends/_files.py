@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
+import functools
 import hashlib
 import json
 import os
+import stat
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,9 @@ _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "m
 _COMMON = ["config.json", "tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json"]
 _TORCH = ["*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors", "*/config.json", "*/model.safetensors"]
 _NOT_TORCH = ["onnx/*", "openvino/*", "*.onnx", "runs/*", "checkpoint*/*"]
+_TORCH_READS = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".py")
+_NO_WEIGHTS = (".json", ".jinja", ".md", ".txt", ".py", ".safetensors", ".onnx")
+"""Beside a graph, anything else may hold its weights: the format lets their files have any name."""
 _GRAPHS: Mapping[str, Sequence[str]] = {
     "fp32": ("onnx/model.onnx", "model.onnx"),
     "fp16": ("onnx/model_fp16.onnx", "model_fp16.onnx"),
@@ -41,6 +49,9 @@ class ModelFiles:
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
+        # Before anything is read: a file that changes while it is loaded, or later, is told by it.
+        self._stamps = _stamps(path)
+        self._fingerprints: dict[Path | None, str] = {}
         self.config = self._json("config.json")
         self.tokenizer_config = self._json("tokenizer_config.json", missing_ok=True)
 
@@ -112,12 +123,75 @@ class ModelFiles:
         except Exception as error:
             raise ModelLoadError(f"{file} of {self.name!r} cannot be read: {error}") from error
 
+    def fingerprint(self, graph: Path | None = None) -> str:
+        """SHA-256 over the files that decide a score, as they were when this object was made.
+
+        Files that have changed since cannot tell what was loaded: then the fingerprint is one that no other has.
+
+        Args:
+            graph: The ONNX graph that was loaded; None for PyTorch's weights.
+        """
+        if graph not in self._fingerprints:
+            self._fingerprints.setdefault(graph, self._digest(graph))
+        return self._fingerprints[graph]
+
+    def _digest(self, graph: Path | None) -> str:
+        facts = []
+        for name, stamp in sorted(self._stamps.items()):
+            file = self.path / name
+            if not (_torch_reads(name) if graph is None else _graph_reads(file, graph, self.path)):
+                continue
+            content = ""
+            with contextlib.suppress(OSError):
+                content = _sha256(file, stamp)
+            if _stamp(file) != stamp:
+                return f"changed-{uuid.uuid4().hex}"
+            facts.append((name, content))
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
     def pad_id(self, tokenizer: Tokenizer) -> int:
         """Token id of padding. Padding is masked, so any id works where a model names none."""
         token = self.tokenizer_config.get("pad_token")
         content = token.get("content") if isinstance(token, dict) else token
         found = tokenizer.token_to_id(content) if isinstance(content, str) else None
         return int(found if found is not None else self.config.get("pad_token_id") or 0)
+
+
+_Stamp = tuple[int, int, int]
+"""Size, time of the last change in ns, and inode."""
+
+
+def _stamp(file: Path) -> _Stamp | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return (found.st_size, found.st_mtime_ns, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def _stamps(root: Path) -> dict[str, _Stamp]:
+    """Of the files in a directory and one level below, by their relative names."""
+    files = (*root.glob("*"), *root.glob("*/*"))
+    return {file.relative_to(root).as_posix(): found for file in files if (found := _stamp(file)) is not None}
+
+
+def _torch_reads(name: str) -> bool:
+    return name.endswith(_TORCH_READS) and not any(fnmatch.fnmatchcase(name, pattern) for pattern in _NOT_TORCH)
+
+
+def _graph_reads(file: Path, graph: Path, root: Path) -> bool:
+    if file == graph or (file.parent == root and file.name in _COMMON):
+        return True
+    return file.parent == graph.parent and not file.name.endswith(_NO_WEIGHTS)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(file: Path, stamp: _Stamp) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def find_graph(path: Path, precision: str) -> Path | None:

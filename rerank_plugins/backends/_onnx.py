@@ -61,6 +61,7 @@ class OnnxBackend(LocalBackend):
         import onnxruntime as ort
 
         super().__init__(_encoder(files), token_budget=TOKEN_BUDGET, labels=files.labels)
+        self._files, self._graph = files, graph
         options = ort.SessionOptions()
         # Errors alone: a library prints nothing, and ONNX Runtime warns on standard error.
         options.log_severity_level = 3
@@ -74,6 +75,11 @@ class OnnxBackend(LocalBackend):
             raise ModelLoadError(f"ONNX Runtime cannot load {graph} of {files.name!r}: {error}") from error
         self.inputs = _check_inputs([node.name for node in self.session.get_inputs()], graph)
         self.output = self.session.get_outputs()[0].name
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Digest of the graph, its weights, the tokenizer and the configuration. Reads them at the first use."""
+        return self._files.fingerprint(self._graph)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Raw logits of one batch, shape (n_pairs, n_labels)."""
@@ -90,7 +96,8 @@ class OpenVinoBackend(LocalBackend):
     Args:
         files: The model's files.
         graph: Its graph.
-        precision: ``"fp32"``, or ``"bf16"`` where the processor has it.
+        precision: ``"fp32"``, ``"bf16"`` where the processor has it, or ``"auto"``: bf16 where it has it, since that
+            leaves the order as good as untouched, else fp32.
         threads: Threads of one call; None leaves it to the engine.
     """
 
@@ -99,8 +106,12 @@ class OpenVinoBackend(LocalBackend):
     def __init__(self, files: ModelFiles, graph: Path, *, precision: str = "fp32", threads: int | None = None) -> None:
         openvino = import_extra("openvino", "openvino")
         super().__init__(_encoder(files), token_budget=TOKEN_BUDGET, labels=files.labels)
+        self._files, self._graph = files, graph
         core = openvino.Core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "auto":
+            precision = "bf16" if has_bf16 else "fp32"
+        if precision == "bf16" and not has_bf16:
             raise ConfigurationError(
                 "precision='bf16' needs a processor with bf16 arithmetic (AVX512_BF16 or AMX), which this one lacks. "
                 "Use precision='fp32' or 'auto'."
@@ -122,6 +133,11 @@ class OpenVinoBackend(LocalBackend):
         self.inputs = _check_inputs([node.get_any_name() for node in self.compiled.inputs], graph)
         # A request serves one call at a time; idle ones wait here for the next caller.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Digest of the graph, its weights, the tokenizer and the configuration. Reads them at the first use."""
+        return self._files.fingerprint(self._graph)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Raw logits of one batch, shape (n_pairs, n_labels)."""

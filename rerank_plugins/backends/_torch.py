@@ -116,7 +116,13 @@ class TorchBackend(LocalBackend):
             token_budget=CPU_TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET,
             labels=files.labels if self.model.num_labels == len(files.labels) else (),
         )
+        self._files = files
         self._uses_types = "token_type_ids" in self.model.tokenizer.model_input_names
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Digest of the weights, the tokenizer, the configuration and the code. Reads them at the first use."""
+        return self._files.fingerprint()
 
     def _encoder(self, files: ModelFiles) -> PairEncoder:
         hf_tokenizer = self.model.tokenizer

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_plugins.backends._merge import SharedBatches
 from rerank_plugins.backends._tokenize import EncodedPair, PairEncoder
-from rerank_plugins.batching import token_budget_batches
 from rerank_plugins.errors import InputError
 
 __all__ = ["Backend", "Batch", "LocalBackend", "Pair", "PairScorer"]
@@ -39,6 +39,8 @@ class Backend(ABC):
         emits: ``"logit"``, or ``"probability"`` where an engine gives no logits. Declared, never guessed.
         labels: Names of the classes by column; empty where there is one score a pair or none is known.
         max_length: Longest pair in tokens; None where the backend does not tell.
+        fingerprint: For the score cache: equal for two backends only if both give every pair the same logits under the
+            same `name`, `precision`, maximum length and instruction. None where the backend does not tell.
     """
 
     name: str = "custom"
@@ -46,6 +48,7 @@ class Backend(ABC):
     emits: Literal["logit", "probability"] = "logit"
     labels: tuple[str, ...] = ()
     max_length: int | None = None
+    fingerprint: str | None = None
 
     @abstractmethod
     def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
@@ -95,6 +98,9 @@ class Batch:
 class LocalBackend(Backend):
     """A backend that tokenises here: an engine adds only `forward`.
 
+    Callers at the same time share batches, across all settings of one set of weights: a backend and what `configured`
+    makes of it. `forward` is called by one thread at a time.
+
     Args:
         encoder: Tokenises pairs.
         token_budget: Largest padded batch, in tokens.
@@ -105,6 +111,7 @@ class LocalBackend(Backend):
         self.encoder = encoder
         self.token_budget = token_budget
         self.labels = tuple(labels)
+        self._batches = SharedBatches()
 
     @property
     def max_length(self) -> int:  # type: ignore[override]
@@ -133,14 +140,9 @@ class LocalBackend(Backend):
         """As `score_pairs`, and which texts were cut: shape (n_pairs,)."""
         encoded = self.encoder.encode(pairs)
         truncated = np.fromiter((pair.truncated for pair in encoded), dtype=np.bool_, count=len(encoded))
-        logits: NDArray[np.float32] | None = None
-        for positions in token_budget_batches([len(pair.ids) for pair in encoded], self.token_budget):
-            part = self.forward(self.collate([encoded[i] for i in positions]))
-            if logits is None:
-                logits = np.empty((len(encoded), part.shape[1]), dtype=np.float32)
-            logits[positions] = part
-        if logits is None:
+        if not encoded:
             return np.empty(0, dtype=np.float32), truncated
+        logits = self._batches.score(encoded, lambda batch: self.forward(self.collate(batch)), self.token_budget)
         return (logits[:, 0] if logits.shape[1] == 1 else logits), truncated
 
     def collate(self, pairs: Sequence[EncodedPair]) -> Batch:
@@ -176,6 +178,7 @@ class _Wrapped(Backend):
         self.emits = getattr(scorer, "emits", "logit")
         self.labels = tuple(getattr(scorer, "labels", ()))
         self.max_length = getattr(scorer, "max_length", None)
+        self.fingerprint = getattr(scorer, "fingerprint", None)
 
     def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         return np.asarray(self.scorer.score_pairs(pairs), dtype=np.float32)

@@ -82,15 +82,16 @@ class CrossEncoderRerank(RerankerFields, BaseNodePostprocessor):
         """The configuration as JSON.
 
         Raises:
-            ConfigurationError: ``model`` is a ready backend object, which no JSON can carry.
+            ConfigurationError: ``model`` or ``cache`` is an object, which no JSON can carry.
         """
         data = self.to_dict(**kwargs)
         try:
             return json.dumps(data)
         except TypeError as error:
             raise ConfigurationError(
-                "JSON can carry a model that is None, a Hub id or a directory; got a "
-                f"{type(self.model).__name__}. Name the model instead, or use pickle."
+                "JSON can carry a model that is None, a Hub id or a directory, and a cache that is None, a number or a "
+                f"path; got {type(self.model).__name__} and {type(self.cache).__name__}. Name them instead, or use "
+                "pickle."
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,0 +1,205 @@
+"""Pairs of callers at the same time, merged into shared batches by the callers themselves.
+
+There is no thread for it and nobody waits for company. Who comes while nothing runs becomes the leader and runs batches
+at once, in its own thread; who comes meanwhile waits, and has its pairs in the leader's next batch. A leader whose own
+pairs are done hands over to one that waits, and returns.
+
+References:
+    Hendler, Incze, Shavit and Tzafrir, "Flat Combining and the Synchronization-Parallelism Tradeoff", SPAA 2010
+    (https://doi.org/10.1145/1810479.1810540).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins.backends._tokenize import EncodedPair
+from rerank_plugins.batching import Waiting, next_batch
+from rerank_plugins.errors import ScoringError
+
+__all__ = ["Cancellation", "Cancelled", "SharedBatches", "cancellation"]
+
+Run: TypeAlias = Callable[[list[EncodedPair]], NDArray[np.float32]]
+"""Scores one batch: logits, float32, shape (n_pairs, n_labels)."""
+
+
+class Cancelled(Exception):
+    """Ends the thread of a call whose caller has gone: nobody is left to see it."""
+
+
+class Cancellation:
+    """Tells the thread of a call that nobody waits for its result any more."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._wakes: set[threading.Event] = set()
+
+    def cancel(self) -> None:
+        """Drop what is not scored yet. Never blocks, so that an event loop can call it."""
+        self.cancelled = True
+        for wake in list(self._wakes):
+            wake.set()
+
+    def add(self, wake: threading.Event) -> None:
+        """Set `wake` when cancelled."""
+        self._wakes.add(wake)
+
+    def discard(self, wake: threading.Event) -> None:
+        """Forget `wake`."""
+        self._wakes.discard(wake)
+
+
+cancellation: contextvars.ContextVar[Cancellation | None] = contextvars.ContextVar("cancellation", default=None)
+"""How the call that runs in this context can be cancelled; None where it cannot."""
+
+
+class _Call:
+    """One caller's pairs, and what has become of them. Only the leader changes `waiting`, `logits` and `error`."""
+
+    def __init__(self, pairs: Sequence[EncodedPair], waiting: Waiting, run: Run, token_budget: int) -> None:
+        self.pairs = pairs
+        self.waiting = waiting
+        self.run = run
+        self.token_budget = token_budget
+        self.stop = cancellation.get()
+        self.logits: NDArray[np.float32] | None = None
+        self.error: Exception | None = None
+        self.wake = threading.Event()
+
+    @property
+    def done(self) -> bool:
+        return self.error is not None or not len(self.waiting.positions)
+
+    @property
+    def cancelled(self) -> bool:
+        return self.stop is not None and self.stop.cancelled
+
+
+class SharedBatches:
+    """The calls that score on one set of weights at the same time."""
+
+    def __init__(self) -> None:
+        self._start_afresh()
+        _everywhere.add(self)
+
+    def _start_afresh(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: list[_Call] = []
+        self._leader: _Call | None = None
+        self._scored = 0
+
+    def score(self, pairs: Sequence[EncodedPair], run: Run, token_budget: int) -> NDArray[np.float32]:
+        """Score pairs, in batches that are shared with whoever else is scoring.
+
+        Args:
+            pairs: At least one tokenised pair.
+            run: Scores one batch, which may hold other callers' pairs too.
+            token_budget: Largest padded batch, in tokens.
+
+        Returns:
+            float32, shape (n_pairs, n_labels), input order.
+
+        Raises:
+            Cancelled: The caller has gone.
+            Exception: What `run` raised for these pairs, and not for another caller's.
+        """
+        waiting = Waiting.of([len(pair.ids) for pair in pairs], self._scored)
+        call = _Call(pairs, waiting, run, token_budget)
+        if call.stop is not None:
+            call.stop.add(call.wake)
+        try:
+            with self._lock:
+                self._calls.append(call)
+                if self._leader is None:
+                    self._leader = call
+            while not (call.done or call.cancelled):
+                if self._leader is call:
+                    self._run_one()
+                else:
+                    call.wake.wait()
+        finally:
+            # Whatever ended this call, Ctrl-C too: the others go on without it.
+            self._leave(call)
+        if call.error is not None:
+            raise call.error
+        if call.logits is None or not call.done:
+            raise Cancelled
+        return call.logits
+
+    def _leave(self, call: _Call) -> None:
+        if call.stop is not None:
+            call.stop.discard(call.wake)
+        with self._lock:
+            if call in self._calls:
+                self._calls.remove(call)
+            if self._leader is not call:
+                return
+            waiting = [other for other in self._calls if not (other.done or other.cancelled)]
+            # The one that stays longest, so that leaders change seldom.
+            self._leader = max(waiting, key=lambda other: other.waiting.due, default=None)
+            for other in self._calls:
+                # Once more those that are done: this call may have been interrupted before it told them.
+                if other.done or other is self._leader:
+                    other.wake.set()
+
+    def _run_one(self) -> None:
+        """Run the next batch. Nothing leaves `waiting` before it is scored, so a leader that dies loses nothing."""
+        with self._lock:
+            calls = [call for call in self._calls if not (call.done or call.cancelled)]
+        if calls:
+            budget = min(call.token_budget for call in calls)
+            parts = next_batch([call.waiting for call in calls], budget)
+            self._run([(calls[i], part) for i, part in parts])
+
+    def _run(self, parts: list[tuple[_Call, slice]]) -> None:
+        pairs = [call.pairs[i] for call, part in parts for i in call.waiting.positions[part]]
+        try:
+            logits = parts[0][0].run(pairs)
+            if logits.ndim != 2 or len(logits) != len(pairs):
+                raise ScoringError(
+                    f"forward must return shape ({len(pairs)}, n_labels) for {len(pairs)} pairs; it returned "
+                    f"{logits.shape}. Correct the backend."
+                )
+        except Exception as error:
+            if len(parts) > 1:
+                # Each caller's pairs alone, so that the error finds whose it is.
+                for alone in parts:
+                    self._run([alone])
+                return
+            call = parts[0][0]
+            call.error = error
+            call.wake.set()
+            return
+        start = 0
+        for call, part in parts:
+            positions = call.waiting.positions[part]
+            rows = logits[start : start + len(positions)]
+            start += len(positions)
+            if call.logits is None:
+                call.logits = np.empty((len(call.pairs), logits.shape[1]), dtype=np.float32)
+            call.logits[positions] = rows
+            self._scored += int(call.waiting.lengths[part].sum())
+            call.waiting = call.waiting.without(part)
+            if call.done:
+                call.wake.set()
+
+
+_everywhere: weakref.WeakSet[SharedBatches] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # A child has none of the threads that lead or wait.
+    for batches in list(_everywhere):
+        batches._start_afresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
