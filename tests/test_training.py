@@ -11,12 +11,15 @@ import pytest
 import torch
 from checkpoints import tiny
 
+from rerank_plugins import Reranker
 from rerank_plugins.backends._late_interaction import (
     LateInteractionScore,
     build_cross_encoder,
     load_cross_encoder,
 )
+from rerank_plugins.conversion import convert
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
+from rerank_plugins.models import bundled_directory
 from rerank_plugins.training import (
     Group,
     Pair,
@@ -42,6 +45,7 @@ from rerank_plugins.training._mining import (
     top,
     without_sentence,
 )
+from rerank_plugins.training._warm_start import from_graph
 
 # What follows what must be learnt: no word of a query is in its answer.
 RIDDLES = {
@@ -167,8 +171,10 @@ def test_groups_have_one_positive_and_no_duplicate() -> None:
     assert [group.passages[0] for group in groups] == ["good", "fine"]
     for group in groups:
         assert len(set(group.passages)) == 4
-        assert group.target == (1.0, 0.0, 0.0, 0.0)
+        assert group.gains[0] > max(group.gains[1:])
+        assert group.target == pytest.approx([gain / sum(group.gains) for gain in group.gains])
     assert groups_from_pairs([Pair("q", "good", 1)], 4) == []
+    assert groups_from_pairs([Pair("q", "good", 1), Pair("q", "fine", 0.5)], 4)[0].gains == (1.0, 0.5)
     (measured,) = evaluation_groups(pairs)
     assert len(measured.passages) == 11
 
@@ -469,3 +475,27 @@ def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="relevant"):
         train(path, tmp_path / "out", trunk=tiny("bert"), steps=1)
+
+
+def test_the_bundled_model_can_be_trained_further(tmp_path: Path) -> None:
+    model = from_graph(bundled_directory() / "model.onnx")
+    texts = ["git revert undoes a commit", "git add stages files", "a fox jumps over a dog"]
+    got = model.predict([("how do I undo a commit", text) for text in texts], activation_fn=torch.nn.Identity())
+    assert np.abs(got - Reranker(precision="fp32").score("how do I undo a commit", texts)).max() < 1e-3
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(
+        "".join(
+            json.dumps({"query": f"what of {query}", "passage": f"the {answer}", "label": int(answer == right)}) + "\n"
+            for query, right in RIDDLES.items()
+            for answer in RIDDLES.values()
+        )
+    )
+    trained = train(data, tmp_path / "mine", trunk="bundled", steps=1, mine=False, export=False)
+    assert "base_model" not in (trained.path / "README.md").read_text()
+    assert Reranker(trained.path, backend="torch").rank("what of paris", ["the bamboo", "the capital"]).items
+
+
+def test_a_graph_without_our_head_is_refused(tmp_path: Path) -> None:
+    convert(tiny("bert"), tmp_path, int8=True)
+    with pytest.raises(ModelLoadError, match="no late-interaction head"):
+        from_graph(tmp_path / "model.onnx")

@@ -8,13 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from rerank_plugins import __version__
+from rerank_plugins.cli._benchmark import benchmark
 from rerank_plugins.cli._calibrate import calibrate
 from rerank_plugins.cli._convert import convert
 from rerank_plugins.cli._demo import demo
 from rerank_plugins.cli._evaluate import evaluate
+from rerank_plugins.cli._mine import mine
 from rerank_plugins.cli._models import models
 from rerank_plugins.cli._rank import rank
 from rerank_plugins.cli._train import train
+from rerank_plugins.cli._train_retriever import train_retriever
 from rerank_plugins.errors import ConfigurationError, InputError, RerankError
 
 __all__ = ["app"]
@@ -40,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, rank, models, evaluate, calibrate, convert, train):
+for command in (demo, rank, models, evaluate, benchmark, calibrate, convert, mine, train, train_retriever):
     app.command()(command)
 
 

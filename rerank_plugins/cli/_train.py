@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,49 +17,98 @@ def train(
     data: Annotated[
         list[Path],
         typer.Argument(
-            help='Files of JSON lines {"query", "passage", "label"}, or folders with pairs.jsonl; '
-            "with --bundled, the one folder with train/, corpus/ and eval/."
+            help='Files of JSON lines {"query", "passage", "label"} or {"query", "positive", "negative"}, folders with '
+            "pairs.jsonl, or BEIR folders; with --bundled, the one folder with train/, corpus/ and eval/."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model's directory.")],
     bundled: Annotated[bool, typer.Option("--bundled", help="Repeat the recipe of the bundled model.")] = False,
     trunk: Annotated[
         str | None,
-        typer.Option(help="Model to start from; all-MiniLM-L6-v2 if not given.", show_default=False),
+        typer.Option(
+            help="Model to start from, bundled for the bundled one; all-MiniLM-L6-v2 if not given.", show_default=False
+        ),
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Time budget. Give this or --steps.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, of eight queries each.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a pair while training.")] = None,
+    group_size: Annotated[int | None, typer.Option(min=2, help="Passages in a list, 8 if not given.")] = None,
     mine: Annotated[bool, typer.Option("--mine/--no-mine", help="Find hard negatives among all passages.")] = True,
+    negatives_below: Annotated[
+        float | None,
+        typer.Option(
+            help="Leave out mined passages to which a cross-encoder gives at least this probability; 0.5 with --filter."
+        ),
+    ] = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(help="That cross-encoder; the bundled model if not given.", show_default=False),
+    ] = None,
+    loss: Annotated[
+        Literal["mix", "listwise", "binary"] | None, typer.Option(help="What to learn by; a mix of both if not given.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn also from the scores of this cross-encoder or bi-encoder, or of the trunk: trunk, the default "
+            "where it mines.",
+            show_default=False,
+        ),
+    ] = None,
+    teacher_share: Annotated[
+        float | None, typer.Option(help="Share of the teacher in the targets, 0.4 if not given.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the teacher's scores; 1 for logits, 0.05 for cosines if not given.")
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="How often nDCG@10 of held-out queries is measured, 4 if not given.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many evaluations without a better one.")
+    ] = None,
+    licences: Annotated[
+        list[str] | None,
+        typer.Option("--license", help="Licence of the data, for the model card; one for all, or one for each."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="torch device.")] = None,
     export: Annotated[bool, typer.Option("--export/--no-export", help="Also write the int8 ONNX graph.")] = True,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fine-tune a cross-encoder on judged pairs of a query and a passage.
+    """Fine-tune a cross-encoder on judged data.
 
-    A run that was interrupted goes on where it stopped when it is started again.
+    A run that was interrupted goes on where it stopped when it is started again. The best weights by nDCG@10 of
+    held-out queries are kept, and a model card is written beside them.
     """
     from rerank_plugins import training
     from rerank_plugins.cli._progress import bar
 
-    settings = {
-        "--trunk": trunk,
-        "--steps": steps,
-        "--learning-rate": learning_rate,
-        "--max-length": max_length,
-        "--no-mine": None if mine else True,
-        "--no-export": None if export else True,
+    optional = {
+        "trunk": trunk,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "max_length": max_length,
+        "group_size": group_size,
+        "negatives_below": negatives_below,
+        "filter": filter,
+        "loss": loss,
+        "teacher": teacher,
+        "teacher_share": teacher_share,
+        "temperature": temperature,
+        "evaluations": evaluations,
+        "patience": patience,
+        "licences": licences,
     }
-    given = [name for name, value in settings.items() if value is not None]
+    chosen: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+    given = ["--license" if name == "licences" else f"--{name.replace('_', '-')}" for name in chosen]
+    given += [name for name, on in (("--no-mine", mine), ("--no-export", export)) if not on]
     if bundled and (len(data) != 1 or given):
         raise ConfigurationError(
             "--bundled takes one data folder and, of the settings, only --minutes, --seed and --device; got "
             f"{len(data)} folders" + (f" and {', '.join(given)}." if given else ".")
         )
-    optional = {"minutes": minutes, "learning_rate": learning_rate, "max_length": max_length}
-    chosen = {name: value for name, value in optional.items() if value is not None}
     with bar("Training") as tell:
         if bundled:
             result = training.train_bundled(
@@ -75,20 +124,26 @@ def train(
             result = training.train(
                 data,
                 out,
-                trunk=trunk,
-                steps=steps,
+                minutes=minutes,
                 seed=seed,
                 mine=mine,
                 device=device,
                 export=export,
                 overwrite=overwrite,
                 progress=tell,
-                **chosen,  # type: ignore[arg-type]
+                **chosen,
             )
-    typer.echo(
-        f"{result.path}: {result.result.steps} steps, {result.result.pairs} pairs, {result.result.seconds:.0f} s; "
-        f"nDCG@10 of the held-out queries {result.result.best:.4f}"
-    )
+    run = result.result
+    stopped = ", stopped early" if run.stopped_early else ""
+    typer.echo(f"{result.path}: {run.steps} steps, {run.pairs} pairs, {run.seconds:.0f} s{stopped}")
+    if run.measures:
+        typer.echo(f"nDCG@10 of the held-out queries {run.measures[0]:.4f} before, {run.best:.4f} after")
     if result.ece_after is not None:
         typer.echo(f"expected calibration error {result.ece_before:.4f}, calibrated {result.ece_after:.4f}")
-    typer.echo(f'Use it with Reranker("{result.path}").')
+    if result.conversion is not None:
+        typer.echo(
+            f"safetensors against int8 ONNX on {result.conversion.pairs} pairs: Spearman correlation "
+            f"{result.conversion.rank_correlation:.4f}, largest difference of logits "
+            f"{result.conversion.max_difference:.3g}"
+        )
+    typer.echo(f'Use it with Reranker("{result.path}"). The model card is {result.path / "README.md"}.')

@@ -67,7 +67,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _texts(path: Path) -> Iterator[tuple[int, str, str]]:
+def read_texts(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, id and text, the title in front, of each line of a queries or corpus file.
+
+    Raises:
+        InputError: If a line is not valid, with the file and the line number.
+    """
     for number, line in _lines(path):
         try:
             row = json.loads(line)
@@ -77,16 +82,26 @@ def _texts(path: Path) -> Iterator[tuple[int, str, str]]:
         yield number, name, f"{title} {text}" if title else text
 
 
-def _queries(path: Path) -> dict[str, str]:
+def read_queries(path: Path) -> dict[str, str]:
+    """Text by query id.
+
+    Raises:
+        InputError: If a line is not valid or a query is blank, with the file and the line number.
+    """
     found = {}
-    for number, name, text in _texts(path):
+    for number, name, text in read_texts(path):
         if not text.strip():
             raise InputError(f"{path}, line {number}: the query is blank; give it a text, or delete the line.")
         found[name] = text
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
+def read_rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
+    """Line number, query id, document id and number of each line of a tab-separated file.
+
+    Raises:
+        InputError: If a line is not valid, with the file and the line number.
+    """
     for number, line in _lines(path):
         fields = line.split("\t")
         if number == 1 and fields[0] in {"query-id", "query_id", "qid"}:
@@ -144,14 +159,14 @@ def read_collection(path: str | os.PathLike[str]) -> BeirDataset:
         InputError: If a line is not valid, with the file and the line number, or if nothing can be measured.
     """
     folder = Path(path)
-    queries = _queries(find_file(folder, "queries.jsonl", "queries.jsonl.gz"))
+    queries = read_queries(find_file(folder, "queries.jsonl", "queries.jsonl.gz"))
     corpus = find_file(folder, "corpus.jsonl.gz", "corpus.jsonl")
-    documents = {name: text for _, name, text in _texts(corpus)}
+    documents = {name: text for _, name, text in read_texts(corpus)}
     if not documents:
         raise InputError(f"{corpus} has no document.")
     judged = find_file(folder, "qrels.tsv", "qrels/test.tsv")
     qrels: dict[str, dict[str, int]] = {}
-    for _, query, document, grade in _rows(judged):
+    for _, query, document, grade in read_rows(judged):
         if query in queries:
             qrels.setdefault(query, {})[document] = int(grade)
     dataset = BeirDataset(folder.resolve().name, queries, documents, qrels, {})
@@ -171,7 +186,7 @@ def read_candidates(path: Path, dataset: BeirDataset) -> BeirDataset:
     Raises:
         InputError: If a line is not valid or names a document that is not in the corpus, with file and line number.
     """
-    rows = _rows if path.name.removesuffix(".gz").endswith(".tsv") else _trec_rows
+    rows = read_rows if path.name.removesuffix(".gz").endswith(".tsv") else _trec_rows
     ranked: dict[str, list[tuple[float, str]]] = {}
     for number, query, document, place in rows(path):
         if query not in dataset.queries:

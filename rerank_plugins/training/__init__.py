@@ -1,20 +1,29 @@
-"""Fine-tuning cross-encoders: on your own pairs, or the bundled model's recipe (extra ``train``).
+"""Fine-tuning of both stages: cross-encoders and bi-encoders on your own data, and the bundled model's recipe.
 
-The loop is the project's own rather than sentence-transformers' trainer; see `fit` for the measured reason.
+Bi-encoders are trained by sentence-transformers' trainer; for cross-encoders the loop is the project's own, see `fit`
+for the measured reason. Needs the extra ``train``.
 """
 
 from rerank_plugins.training._api import TrainedModel, train, train_bundled
-from rerank_plugins.training._data import Group, Pair, read_pairs
+from rerank_plugins.training._data import Group, Pair, Triple, read_pairs, read_triples
 from rerank_plugins.training._loop import TrainingConfig, TrainingResult, fit
+from rerank_plugins.training._negatives import MinedTriples, mine
+from rerank_plugins.training._retriever import TrainedRetriever, train_retriever
 
 __all__ = [
     "Group",
+    "MinedTriples",
     "Pair",
     "TrainedModel",
+    "TrainedRetriever",
     "TrainingConfig",
     "TrainingResult",
+    "Triple",
     "fit",
+    "mine",
     "read_pairs",
+    "read_triples",
     "train",
     "train_bundled",
+    "train_retriever",
 ]

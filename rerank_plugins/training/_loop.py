@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from rerank_plugins._extras import import_extra
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training._data import Group
+from rerank_plugins.training._mining import native_bf16
 
 Progress = Callable[[str, float], None]
+Loss = Literal["mix", "listwise", "binary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,16 @@ class TrainingConfig:
         micro_batch: Pairs in one forward pass; pairs of a step are sorted by length first.
         max_length: Tokens per pair while training.
         freeze_embeddings: Leave the embedding tables as they are: half the parameters, little to learn.
-        binary_weight: Weight of the binary loss on judged groups, which gives the logits an absolute level.
+        freeze_layers: Leave this many of the trunk's lowest layers as they are; saves their backward pass.
+        loss: ``"mix"`` of both, or one alone: ``"listwise"`` is the cross-entropy of each group's target with the
+            softmax of its logits, ``"binary"`` the cross-entropy of each judged gain with the sigmoid of its logit.
+        binary_weight: Weight of the binary loss in the mix, which gives the logits an absolute level.
         ema: Decay of the averaged weights, which are what is measured and kept.
         evaluations: How often the dev groups are measured.
+        patience: Stop after this many evaluations without a better one; None goes on to the end.
         checkpoint_s: Seconds between checkpoints.
         seed: Seed of the order of the groups.
-        bf16: Run the matrix products in bfloat16.
+        bf16: Run the matrix products in bfloat16; None does so where the device has it natively.
         device: A torch device; None chooses.
     """
 
@@ -57,12 +64,15 @@ class TrainingConfig:
     micro_batch: int = 32
     max_length: int = 160
     freeze_embeddings: bool = True
+    freeze_layers: int = 0
+    loss: Loss = "mix"
     binary_weight: float = 0.1
     ema: float = 0.998
     evaluations: int = 4
+    patience: int | None = None
     checkpoint_s: float = 120.0
     seed: int = 0
-    bf16: bool = True
+    bf16: bool | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +80,12 @@ class TrainingConfig:
             raise ConfigurationError("Give either minutes or steps, not both and not neither.")
         if (self.minutes is not None and self.minutes <= 0) or (self.steps is not None and self.steps < 1):
             raise ConfigurationError("minutes and steps must be positive.")
+        if self.loss not in get_args(Loss):
+            raise ConfigurationError(f"loss must be one of {', '.join(get_args(Loss))}; got {self.loss!r}.")
+        if self.evaluations < 1 or (self.patience is not None and self.patience < 1):
+            raise ConfigurationError(
+                f"evaluations and patience must be at least 1; got {self.evaluations} and {self.patience}."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +100,7 @@ class TrainingResult:
             best and the last weights.
         best: The best of them; its weights are in the model.
         by_kind: The best evaluation, kind by kind.
+        stopped_early: Whether patience ran out before the budget.
     """
 
     steps: int
@@ -92,6 +109,7 @@ class TrainingResult:
     measures: tuple[float, ...]
     best: float
     by_kind: dict[str, float] = field(default_factory=dict)
+    stopped_early: bool = False
 
 
 def ndcg(scores: Sequence[float] | NDArray[Any], gains: Sequence[float], k: int = 10) -> float:
@@ -214,11 +232,16 @@ def fit(
         progress: Called with a line of news and the share done.
 
     Raises:
-        ConfigurationError: If there is nothing to learn from, or the checkpoints are those of another run.
+        ConfigurationError: If there is nothing to learn from, nothing to stop early by, or the checkpoints are those
+            of another run.
     """
     torch: Any = import_extra("torch", "train")
+    if config.loss == "binary":
+        groups = [group for group in groups if group.judged]
     if not groups:
         raise ConfigurationError("There is nothing to train on: no query has both a positive and a negative passage.")
+    if config.patience is not None and not dev:
+        raise ConfigurationError("patience needs dev groups to measure, and there are none. Leave it at None.")
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(checkpoints)
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,13 +249,19 @@ def fit(
     # Evaluation mode throughout: dropout costs time and, over a single epoch, helps nothing.
     trunk.eval()
     scorer = Scorer(
-        model, max_length=config.max_length, micro_batch=config.micro_batch, bf16=config.bf16, device=device
+        model,
+        max_length=config.max_length,
+        micro_batch=config.micro_batch,
+        bf16=native_bf16(device) if config.bf16 is None else config.bf16,
+        device=device,
     )
     torch.manual_seed(config.seed)
     if config.freeze_embeddings:
         trunk.get_input_embeddings().requires_grad_(False)
         if hasattr(trunk, "embeddings"):
             trunk.embeddings.requires_grad_(False)
+    for layer in list(trunk.encoder.layer)[: config.freeze_layers] if config.freeze_layers else []:
+        layer.requires_grad_(False)
     if getattr(trunk, "pooler", None) is not None:
         trunk.pooler.requires_grad_(False)
     body = [p for p in trunk.parameters() if p.requires_grad]
@@ -254,13 +283,16 @@ def fit(
         "seconds": 0.0,
         "measures": [],
         "best": -math.inf,
+        "stale": 0,
         "by_kind": {},
         "next": 0.0,
+        "stopped_early": False,
+        "finished": False,
     }
     signature = json.dumps(
         {
             **{k: v for k, v in asdict(config).items() if k not in {"device", "checkpoint_s"}},
-            "groups": len(groups),
+            "groups": [_digest(groups), _digest(dev)],
         }
     )
     latest, best_file = folder / "checkpoint.pt", folder / "best.pt"
@@ -279,9 +311,9 @@ def fit(
         state = saved["state"]
     else:
         first = [g for g in groups[: 4 * config.groups_per_step] if g.judged][: config.groups_per_step]
-        if first:
-            # The cosines put every logit far above zero; start where a judged list's sum of probabilities is
-            # about one.
+        if first and not head.linear.weight.any():
+            # The cosines put every logit of an untrained head far above zero; start where a judged list's sum of
+            # probabilities is about one.
             with torch.inference_mode():
                 logits = scorer([g.query for g in first for _ in g.passages], [t for g in first for t in g.passages])
             with torch.no_grad():
@@ -325,8 +357,10 @@ def fit(
         mean, by_kind, _ = evaluate_groups(scorer, dev)
         state["measures"].append(mean)
         if mean > state["best"]:
-            state["best"], state["by_kind"] = mean, by_kind
+            state["best"], state["by_kind"], state["stale"] = mean, by_kind, 0
             save(best_file, {"weights": [p.detach() for p in trained]})
+        else:
+            state["stale"] += 1
         swap(before)
         if progress is not None:
             kinds = " ".join(f"{kind} {value:.3f}" for kind, value in by_kind.items())
@@ -335,7 +369,7 @@ def fit(
     per_epoch = math.ceil(len(groups) / config.groups_per_step)
     last_saved = time.monotonic()
     running = 0.0
-    stop = False
+    stop = state["stopped_early"]
     while not stop and share() < 1:
         epoch, skip = divmod(state["step"], per_epoch)
         for number, chosen in enumerate(batches(groups, config.groups_per_step, config.seed, epoch)):
@@ -348,10 +382,16 @@ def fit(
             if dev and done >= state["next"]:
                 state["next"] += 1 / max(1, config.evaluations)
                 measure(average)
+                stop = state["stopped_early"] = config.patience is not None and state["stale"] >= config.patience
+                # The best weights on disk and what is known of them belong together.
+                checkpoint()
+                last_saved = time.monotonic()
+                if stop:
+                    break
             rate = min(done / config.warmup, (1 - done) / (1 - config.warmup), 1.0) if config.warmup else 1 - done
             for part in optimizer.param_groups:
                 part["lr"] = part["peak"] * max(rate, 1e-3)
-            loss = _loss(torch, scorer, chosen, config.binary_weight, device)
+            loss = _loss(torch, scorer, chosen, config, device)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -370,16 +410,15 @@ def fit(
             if time.monotonic() - last_saved >= config.checkpoint_s:
                 checkpoint()
                 last_saved = time.monotonic()
-    if dev:
-        measure(average)
+    if dev and not state["finished"]:
+        if not state["stopped_early"]:
+            measure(average)
         best = torch.load(best_file, map_location=device, weights_only=True)["weights"]
         # The mean of two points of one run is often better than both.
         measure([(one + other) / 2 for one, other in zip(best, average, strict=True)])
-        best = torch.load(best_file, map_location=device, weights_only=True)["weights"]
-    else:
-        best = average
+    state["finished"] = True
     checkpoint()
-    swap(best)
+    swap(torch.load(best_file, map_location=device, weights_only=True)["weights"] if dev else average)
     return TrainingResult(
         steps=state["step"],
         pairs=state["pairs"],
@@ -387,25 +426,35 @@ def fit(
         measures=tuple(state["measures"]),
         best=float(state["best"]) if dev else math.nan,
         by_kind=dict(state["by_kind"]),
+        stopped_early=state["stopped_early"],
     )
 
 
-def _loss(torch: Any, scorer: Scorer, groups: Sequence[Group], binary_weight: float, device: str) -> Any:
+def _digest(groups: Sequence[Group]) -> str:
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(json.dumps([group.query, group.passages, group.target, group.gains]).encode())
+    return digest.hexdigest()
+
+
+def _loss(torch: Any, scorer: Scorer, groups: Sequence[Group], config: TrainingConfig, device: str) -> Any:
     logits = scorer([g.query for g in groups for _ in g.passages], [text for g in groups for text in g.passages])
     functional = torch.nn.functional
     parts = logits.split([len(group.passages) for group in groups])
-    listwise = torch.stack(
-        [
+    weight = {"mix": config.binary_weight, "listwise": 0.0, "binary": 1.0}[config.loss]
+    loss = torch.zeros((), device=device)
+    if config.loss != "binary":
+        listwise = [
             -(torch.tensor(group.target, device=device) * functional.log_softmax(part, -1)).sum()
             for group, part in zip(groups, parts, strict=True)
         ]
-    ).mean()
+        loss = torch.stack(listwise).mean()
     judged = [(group, part) for group, part in zip(groups, parts, strict=True) if group.judged]
-    if not judged or not binary_weight:
-        return listwise
-    gains = torch.tensor([gain for group, _ in judged for gain in group.gains], device=device)
-    judged_logits = torch.cat([part for _, part in judged])
-    # Over all groups, so that a step's mix of judged and unjudged ones does not change what a judged pair
-    # counts.
-    binary = functional.binary_cross_entropy_with_logits(judged_logits, gains, reduction="sum") / len(groups)
-    return listwise + binary_weight * binary
+    if judged and weight:
+        gains = torch.tensor([gain for group, _ in judged for gain in group.gains], device=device)
+        judged_logits = torch.cat([part for _, part in judged])
+        # Over all groups, so that a step's mix of judged and unjudged ones does not change what a judged pair
+        # counts.
+        binary = functional.binary_cross_entropy_with_logits(judged_logits, gains, reduction="sum") / len(groups)
+        loss = loss + weight * binary
+    return loss

@@ -22,6 +22,15 @@ Vectors = NDArray[np.float32]
 _WORD = re.compile(r"[^\W\d_][\w'-]+")
 
 
+def native_bf16(device: str) -> bool:
+    """Whether a torch device multiplies bfloat16 natively; emulated, it is several times slower than float32."""
+    torch: Any = import_extra("torch", "train")
+    kind = device.split(":")[0]
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return kind == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
 class BiEncoder:
     """A mean-pooled sentence encoder, in bf16 where the processor has it.
 
@@ -38,6 +47,7 @@ class BiEncoder:
         self._device = device or ("cuda" if self._torch.cuda.is_available() else "cpu")
         model = transformers.AutoModel.from_pretrained(os.fspath(path), attn_implementation="eager")
         self._model = model.eval().to(self._device)
+        self._bf16 = native_bf16(self._device)
         self._max_length = max_length
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None, batch_tokens: int = 8192) -> Vectors:
@@ -65,7 +75,10 @@ class BiEncoder:
                 ids[position, : len(encoded[row])] = torch.tensor(encoded[row])
                 mask[position, : len(encoded[row])] = 1
             ids, mask = ids.to(self._device), mask.to(self._device)
-            with torch.inference_mode(), torch.autocast(self._device.split(":")[0], dtype=torch.bfloat16):
+            with (
+                torch.inference_mode(),
+                torch.autocast(self._device.split(":")[0], dtype=torch.bfloat16, enabled=self._bf16),
+            ):
                 hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             weight = mask.unsqueeze(-1).float()
             pooled = (hidden * weight).sum(1) / weight.sum(1)
@@ -116,6 +129,8 @@ def labelled_groups(
     temperature: float = 0.05,
     seed: int = 0,
     kind: str = "",
+    graded: bool = False,
+    barred: Sequence[set[str]] | None = None,
 ) -> list[Group]:
     """One positive and ``size - 1`` hard negatives for each judged query.
 
@@ -136,6 +151,8 @@ def labelled_groups(
         temperature: Of the softmax over those cosines.
         seed: Seed of the sampling.
         kind: Recorded with each group.
+        graded: Let passages of lower labels stand beside the positive, with their labels as gains and in the target.
+        barred: Texts, as `normalise` gives them, that each question must not get as negatives.
     """
     rng = random.Random(seed)
     place = {text: index for index, text in enumerate(own)}
@@ -146,8 +163,9 @@ def labelled_groups(
         positives = sorted((t for t, label in labels.items() if label > 0), key=lambda t: -labels[t])
         positive = positives[0] if labels[positives[0]] > labels[positives[-1]] else rng.choice(positives)
         at = float(query_vectors[row] @ own_vectors[place[positive]])
-        taken = {normalise(text) for text in positives}
-        judged = [(t, float(query_vectors[row] @ own_vectors[place[t]])) for t, label in labels.items() if label == 0]
+        below = labels[positives[0 if graded else -1]]
+        taken = {normalise(t) for t in positives if labels[t] >= below} | (barred[row] if barred else set())
+        judged = [(t, float(query_vectors[row] @ own_vectors[place[t]])) for t in labels if labels[t] < below]
         judged.sort(key=lambda item: -item[1])
         nearest = [(own[i], float(v)) for i, v in zip(near[row], near_values[row], strict=True)]
         other = [(pooled[i], float(v)) for i, v in zip(far[row], far_values[row], strict=True)]
@@ -166,10 +184,10 @@ def labelled_groups(
         if len(chosen) < size - 1:
             continue
         soft = softmax([at, *(value for _, value in chosen)], temperature)
-        target = teacher_share * soft
-        target[0] += 1 - teacher_share
-        gains = (1.0, *(0.0 for _ in chosen))
-        groups.append(Group(query, (positive, *(t for t, _ in chosen)), tuple(target.round(5).tolist()), gains, kind))
+        texts = (positive, *(t for t, _ in chosen))
+        gains = tuple(labels.get(t, 0.0) for t in texts) if graded else (1.0, *(0.0 for _ in chosen))
+        target = teacher_share * soft + (1 - teacher_share) * np.array(gains) / sum(gains)
+        groups.append(Group(query, texts, tuple(target.round(5).tolist()), gains, kind))
     return groups
 
 

@@ -1,0 +1,191 @@
+"""Soft targets by another model: what a teacher makes of each group's passages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins._extras import import_extra
+from rerank_plugins._minilm import minilm_directory
+from rerank_plugins.backends._files import resolve
+from rerank_plugins.errors import ConfigurationError, ModelLoadError
+from rerank_plugins.evaluation._beir import score_texts
+from rerank_plugins.reranker import Reranker
+from rerank_plugins.training._data import Group, normalised
+from rerank_plugins.training._mining import BiEncoder, Progress, Vectors, softmax
+
+TRUNK = "trunk"
+"""The teacher that stands for the model itself, as the bi-encoder that it was before training."""
+
+COSINE_TEMPERATURE = 0.05
+LOGIT_TEMPERATURE = 1.0
+_CHUNK = 256
+
+Model = str | os.PathLike[str] | Reranker
+Scores = list[NDArray[np.float64]]
+"""A score for each passage of each group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A model that scores groups.
+
+    Attributes:
+        name: What tells it from other teachers.
+        score: Scores of the passages of some groups: logits or cosines.
+        temperature: What its scores are divided by before the softmax, unless somebody says otherwise.
+    """
+
+    name: str
+    score: Callable[[Sequence[Group]], Scores]
+    temperature: float
+
+
+def as_reranker(model: Model | None, device: str | None = None) -> Reranker:
+    """The reranker that is meant, loaded: itself, the bundled one for None, or one of a named model."""
+    if isinstance(model, Reranker):
+        return model.prepare()
+    # The bundled model is a graph, which runs on the CPU whatever the training runs on.
+    return Reranker(model, device=None if model is None else device).prepare()
+
+
+def open_teacher(model: Model, trunk: str | os.PathLike[str] | None, device: str | None = None) -> Teacher:
+    """Loads a teacher.
+
+    Args:
+        model: ``"trunk"``; a bi-encoder, which is known by the configuration that sentence-transformers saves; or a
+            cross-encoder, as anything that `Reranker` takes, or a `Reranker`.
+        trunk: What ``"trunk"`` stands for; None is all-MiniLM-L6-v2.
+        device: A torch device; None chooses.
+
+    Raises:
+        ModelLoadError: If it cannot be loaded.
+    """
+    if model == TRUNK:
+        path = trunk if trunk is not None else minilm_directory("train")
+        encoder = BiEncoder(path, device=device)
+        return Teacher(f"trunk {path}", _cosines(encoder.encode, encoder.encode), COSINE_TEMPERATURE)
+    if not isinstance(model, Reranker):
+        name = os.fspath(model)
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = resolve(name, revision=None, torch=True, precision="fp32").path
+        if is_bi_encoder(folder):
+            return Teacher(f"cosines of {name}", _cosines(*sentence_encoders(folder, device)), COSINE_TEMPERATURE)
+    reranker = as_reranker(model, device)
+
+    def score(groups: Sequence[Group]) -> Scores:
+        return [score_texts(reranker, group.query, group.passages) for group in groups]
+
+    return Teacher(f"logits of {reranker!r}", score, LOGIT_TEMPERATURE)
+
+
+def is_bi_encoder(folder: Path) -> bool:
+    """Whether a directory holds a sentence-transformers bi-encoder rather than a cross-encoder."""
+    settings = folder / "config_sentence_transformers.json"
+    if settings.is_file():
+        kind = json.loads(settings.read_text(encoding="utf-8")).get("model_type")
+        if kind is not None:
+            return str(kind) != "CrossEncoder"
+    # Older folders do not say what they are; only a bi-encoder pools.
+    listing = folder / "modules.json"
+    modules = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
+    return any(str(module.get("type", "")).endswith("Pooling") for module in modules)
+
+
+def sentence_encoders(
+    model: str | os.PathLike[str], device: str | None = None
+) -> tuple[Callable[[Sequence[str]], Vectors], Callable[[Sequence[str]], Vectors]]:
+    """Functions that turn queries and passages into unit vectors, float32 (n, dim), with the model's own prompts.
+
+    Raises:
+        ModelLoadError: If the model cannot be loaded.
+    """
+    library: Any = import_extra("sentence_transformers", "train")
+    try:
+        encoder = library.SentenceTransformer(os.fspath(model), device=device, model_kwargs={"use_safetensors": True})
+    except Exception as error:
+        raise ModelLoadError(f"{os.fspath(model)!r} could not be loaded as a bi-encoder: {error}") from error
+    settings = {"normalize_embeddings": True, "show_progress_bar": False}
+
+    def queries(texts: Sequence[str]) -> Vectors:
+        return np.asarray(encoder.encode_query(list(texts), **settings), dtype=np.float32)
+
+    def passages(texts: Sequence[str]) -> Vectors:
+        return np.asarray(encoder.encode_document(list(texts), **settings), dtype=np.float32)
+
+    return queries, passages
+
+
+def _cosines(
+    queries: Callable[[Sequence[str]], Vectors], passages: Callable[[Sequence[str]], Vectors]
+) -> Callable[[Sequence[Group]], Scores]:
+    def score(groups: Sequence[Group]) -> Scores:
+        texts = list(dict.fromkeys(text for group in groups for text in group.passages))
+        place = {text: row for row, text in enumerate(texts)}
+        vectors = passages(texts).astype(np.float64)
+        asked = queries([group.query for group in groups]).astype(np.float64)
+        return [vectors[[place[t] for t in group.passages]] @ asked[row] for row, group in enumerate(groups)]
+
+    return score
+
+
+def teacher_scores(
+    teacher: Teacher, groups: Sequence[Group], folder: Path, progress: Progress | None = None
+) -> list[NDArray[np.float64]]:
+    """The teacher's scores of every passage of every group; those in ``folder`` from an earlier run are not repeated.
+
+    Args:
+        teacher: What `open_teacher` gave.
+        groups: The groups.
+        folder: Where the scores are kept, in a file for each teacher and set of groups.
+        progress: Called with a line of news and the share done.
+
+    Returns:
+        float64, shape (n_passages,), for each group.
+    """
+    key = hashlib.sha256(json.dumps([teacher.name, [(g.query, g.passages) for g in groups]]).encode()).hexdigest()
+    kept = folder / f"teacher-{key[:24]}.npy"
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = np.load(kept) if kept.is_file() else np.zeros(0)
+    ends = np.cumsum([len(group.passages) for group in groups])
+    done = int(np.searchsorted(ends, len(flat), side="right"))
+    parts = [flat]
+    while done < len(groups):
+        chunk = groups[done : done + _CHUNK]
+        parts += teacher.score(chunk)
+        done += len(chunk)
+        # Chunk by chunk: a teacher can take longer than the training.
+        with (part := kept.with_suffix(".part")).open("wb") as out:
+            np.save(out, np.concatenate(parts))
+        part.replace(kept)
+        if progress is not None:
+            progress(f"teacher: {done} of {len(groups)} lists", done / len(groups))
+    return list(np.split(np.concatenate(parts), ends[:-1]))
+
+
+def distilled(
+    groups: Sequence[Group], scores: Sequence[NDArray[np.float64]], share: float, temperature: float
+) -> list[Group]:
+    """The groups with the targets ``(1 - share) * gains / sum(gains) + share * softmax(scores / temperature)``."""
+    made = []
+    for group, values in zip(groups, scores, strict=True):
+        target = (1 - share) * np.array(normalised(group.gains)) + share * softmax(values, temperature)
+        made.append(replace(group, target=tuple(target.tolist())))
+    return made
+
+
+def check_share(share: float, temperature: float | None) -> None:
+    """Raises a `ConfigurationError` for a share outside 0 to 1 or a temperature that is not positive."""
+    if not 0 <= share <= 1:
+        raise ConfigurationError(f"teacher_share must be from 0 to 1; got {share}.")
+    if temperature is not None and not temperature > 0:
+        raise ConfigurationError(f"temperature must be above 0; got {temperature}.")

