@@ -89,14 +89,39 @@ def test_the_contract_finds_a_backend_that_depends_on_the_batch() -> None:
         check_backend_contract(Shifting())
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
-def test_int8_weights_keep_the_order_and_do_not_depend_on_the_batch(family: str, engine: str) -> None:
-    reranker = Reranker(converted(family, int8=True), backend=engine, precision="int8")
+def test_int8_weights_keep_the_order_and_do_not_depend_on_the_batch(family: str, engine: str, precision: str) -> None:
+    reranker = Reranker(converted(family, int8=True), backend=engine, precision=precision)
     logits = reranker.score(QUERY, TEXTS)
     assert np.corrcoef(logits, expected(family))[0, 1] > 0.99
     alone = np.array([reranker.score(QUERY, [text])[0] for text in TEXTS])
-    assert np.abs(logits - alone).max() < 1e-4
+    # A last digit that padding changes can be what decides where an activation is rounded to.
+    rounded = engine == "openvino" and precision == "int8"
+    assert np.abs(logits - alone).max() < (0.02 * np.ptp(logits) if rounded else 1e-4)
+
+
+def test_int8_on_openvino_rounds_activations_too() -> None:
+    exact, rounded = (Reranker(converted("bert"), backend="openvino", precision=p) for p in ("fp32", "int8"))
+    assert rounded.precision == "int8"
+    difference = np.abs(exact.score(QUERY, TEXTS) - rounded.score(QUERY, TEXTS)).max()
+    assert 1e-6 < difference < 0.1 * np.ptp(exact.score(QUERY, TEXTS))
+
+
+def test_the_bundled_model_in_int8_keeps_the_order() -> None:
+    query = "how do I undo a commit?"
+    exact = Reranker(backend="openvino", precision="fp32").score(query, TEXTS)
+    rounded = Reranker(backend="openvino", precision="int8").score(query, TEXTS)
+    clear = np.abs(exact[:, None] - exact[None, :]) > 1.0
+    assert ((exact[:, None] > exact[None, :]) == (rounded[:, None] > rounded[None, :]))[clear].all()
+
+
+def test_auto_takes_bf16_where_the_processor_has_it() -> None:
+    import openvino
+
+    has = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert Reranker(converted("bert"), backend="openvino").precision == ("bf16" if has else "fp32")
 
 
 @pytest.mark.parametrize("budget", [1, 100, 10_000])
@@ -197,7 +222,7 @@ def test_what_cannot_be_had_is_a_clear_error(keywords: dict[str, str], error: ty
 
 def test_more_that_cannot_be_had(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="convert .* --int8"):
-        Reranker(converted("bert"), precision="int8").prepare()
+        Reranker(converted("bert"), backend="onnx", precision="int8").prepare()
     with pytest.raises(ConfigurationError, match="precision='fp16' is not available"):
         Reranker(converted("bert"), backend="onnx", precision="fp16").prepare()
     with pytest.raises(ConfigurationError, match="device='cuda' needs the torch backend"):

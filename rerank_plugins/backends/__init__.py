@@ -134,13 +134,19 @@ def _load_graph(spec: ModelSpec, files: ModelFiles, graph: Path) -> Backend:
     engine = spec.backend
     if engine == "auto":
         engine = "openvino" if importlib.util.find_spec("openvino") is not None else "onnx"
+    if engine == "openvino":
+        precision = spec.precision if spec.precision in ("auto", "bf16", "int8") else "fp32"
+        if precision == "int8":
+            # Rounded here, from the exact weights. A graph that was rounded elsewhere runs as it is.
+            plain = find_graph(files.path, "fp32")
+            graph, precision = (plain, "int8") if plain is not None else (graph, "fp32")
+        return OpenVinoBackend(files, graph, precision=precision)
     stored = files.config.get("rerank_plugins", {}).get("weights") or ("int8" if "int8" in graph.name else None)
     if spec.precision == "int8" and stored != "int8" and "quantized" not in graph.name:
         raise ModelLoadError(
-            f"{files.name!r} has no int8 graph. Make one with: rerank-plugins convert {files.name} OUT --int8"
+            f"{files.name!r} has no int8 graph. Make one with: rerank-plugins convert {files.name} OUT --int8   or "
+            "take backend='openvino', which needs none."
         )
-    if engine == "openvino":
-        return OpenVinoBackend(files, graph, precision=spec.precision if spec.precision in ("auto", "bf16") else "fp32")
     if spec.precision in ("bf16", "fp16") and "fp16" not in graph.name:
         raise ConfigurationError(
             f"precision={spec.precision!r} is not available on ONNX Runtime for this graph: "

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins.backends._files import ModelFiles
+from rerank_plugins.backends._int8 import calibration_pairs, quantise
 from rerank_plugins.backends._tokenize import PairEncoder
 from rerank_plugins.backends.base import Batch, LocalBackend
-from rerank_plugins.errors import ConfigurationError, ModelLoadError, ScoringError
+from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError, ScoringError
 
 __all__ = ["OnnxBackend", "OpenVinoBackend"]
 
@@ -96,8 +97,8 @@ class OpenVinoBackend(LocalBackend):
     Args:
         files: The model's files.
         graph: Its graph.
-        precision: ``"fp32"``, ``"bf16"`` where the processor has it, or ``"auto"``: bf16 where it has it, since that
-            leaves the order as good as untouched, else fp32.
+        precision: ``"fp32"``; ``"bf16"`` where the processor has it; ``"int8"``, see `rerank_plugins.backends._int8`;
+            or ``"auto"``: bf16 where the processor has it, since that leaves the order as good as untouched, else fp32.
         threads: Threads of one call; None leaves it to the engine.
     """
 
@@ -127,10 +128,17 @@ class OpenVinoBackend(LocalBackend):
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self.compiled = core.compile_model(core.read_model(str(graph)), "CPU", settings)
+            model = core.read_model(str(graph))
+            self.inputs = _check_inputs([node.get_any_name() for node in model.inputs], graph)
+            if precision == "int8":
+                pairs = self.encoder.encode(calibration_pairs())
+                feeds = [_feeds(self.collate([pair]), self.inputs) for pair in pairs]
+                quantise(model, feeds, lambda part: core.compile_model(part, "CPU", settings))
+            self.compiled = core.compile_model(model, "CPU", settings)
+        except RerankError:
+            raise
         except Exception as error:
             raise ModelLoadError(f"OpenVINO cannot load {graph} of {files.name!r}: {error}") from error
-        self.inputs = _check_inputs([node.get_any_name() for node in self.compiled.inputs], graph)
         # A request serves one call at a time; idle ones wait here for the next caller.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
