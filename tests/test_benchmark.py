@@ -288,7 +288,7 @@ def test_every_contender_reranks_the_same_weights(checkpoint: Model, name: str) 
         assert np.abs(found - expected).max() < 1e-3
     else:
         assert sorted(order) == list(range(len(TEXTS)))
-        assert 1e-5 < np.abs(found - expected).max() < 0.3
+        assert 1e-5 < np.abs(found - expected).max() < 1.0
 
 
 def test_everybody_cuts_at_the_same_length(checkpoint: Model) -> None:

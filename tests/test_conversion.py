@@ -10,9 +10,10 @@ import pytest
 import torch
 from checkpoints import FAMILIES, QUERY, TEXTS, tiny
 
-from rerank_plugins import conversion
 from rerank_plugins.backends._late_interaction import build_cross_encoder, load_cross_encoder
 from rerank_plugins.conversion import ConversionReport, convert
+from rerank_plugins.conversion import _convert as conversion
+from rerank_plugins.conversion._first_token import first_token_only
 from rerank_plugins.errors import ConfigurationError, ScoringError
 
 PAIRS = [(QUERY, text) for text in TEXTS]
@@ -180,3 +181,24 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 def test_spearman_averages_ties() -> None:
     assert conversion._spearman(np.array([1.0, 1.0, 2.0]), np.array([5.0, 5.0, 9.0])) == pytest.approx(1.0)
     assert conversion._spearman(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
+def test_the_last_layer_computes_its_first_token_alone_and_scores_the_same(family: str) -> None:
+    model = load_cross_encoder(tiny(family), device="cpu", model_kwargs={"attn_implementation": "eager"})
+    pairs = [
+        ("how do I undo a commit", "git revert undoes a commit"),
+        ("x", "a much longer text than that, with padding"),
+    ]
+    features = model[0].tokenizer(pairs, padding=True, return_tensors="pt")
+    trunk = model[0].auto_model
+    with torch.inference_mode():
+        whole = trunk(**features, output_hidden_states=True)
+        with first_token_only(model):
+            first = trunk(**features, output_hidden_states=True)
+        after = trunk(**features, output_hidden_states=True)
+    assert whole.hidden_states[-1].shape[1] > 1
+    assert first.hidden_states[-1].shape[1] == 1
+    assert torch.allclose(first.logits, whole.logits, atol=1e-5)
+    assert torch.equal(after.logits, whole.logits)
+    assert after.hidden_states[-1].shape == whole.hidden_states[-1].shape

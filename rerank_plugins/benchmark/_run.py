@@ -80,7 +80,7 @@ def run(
         queries: How many queries.
         against: Names of `AGAINST`, ``"all"`` for all of them, ``"module:function"``, or contenders.
         backends: Our engines: ``"onnx"``, ``"openvino"``, ``"torch"``.
-        precisions: ``"fp32"``, ``"bf16"``, ``"int8"`` (weights), for the engines that have them.
+        precisions: ``"fp32"``, ``"bf16"``, ``"int8"`` (weights; on OpenVINO activations too), for the engines that have them.
         threads: Threads of every engine; None takes one for each core that this process may use.
         rounds: Turns of each contender.
         short: Also measure calls with 10 candidates of 50 tokens, and what the adapters add to `Reranker.score`.
@@ -370,8 +370,10 @@ class _Benchmark:
 
 
 def _products_key(contender: Contender) -> tuple[str, str]:
-    # Weights in int8 are float again when they are multiplied.
-    return contender.library, "fp32" if contender.precision == "int8" else contender.precision
+    if contender.precision != "int8":
+        return contender.library, contender.precision
+    # ONNX Runtime makes int8 weights float again; what OpenVINO multiplies as integers is only a part of the products.
+    return ("", "int8") if contender.library == "openvino" else (contender.library, "fp32")
 
 
 def _cores() -> int:

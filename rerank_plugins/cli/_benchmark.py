@@ -54,7 +54,7 @@ def benchmark(
         str, typer.Option(metavar="NAMES", help="Our engines, between commas.")
     ] = "onnx,openvino,torch",
     precision: Annotated[
-        str, typer.Option(metavar="NAMES", help="Of our engines, between commas: fp32, bf16, int8 (weights).")
+        str, typer.Option(metavar="NAMES", help="Of our engines, between commas: fp32, bf16, int8.")
     ] = "fp32",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of every engine; one for each core if not given.")
