@@ -80,7 +80,8 @@ def run(
         queries: How many queries.
         against: Names of `AGAINST`, ``"all"`` for all of them, ``"module:function"``, or contenders.
         backends: Our engines: ``"onnx"``, ``"openvino"``, ``"torch"``.
-        precisions: ``"fp32"``, ``"bf16"``, ``"int8"`` (weights; on OpenVINO activations too), for the engines that have them.
+        precisions: ``"fp32"``, ``"bf16"``, ``"int8"`` (weights; on OpenVINO activations too), for the engines that have
+            them.
         threads: Threads of every engine; None takes one for each core that this process may use.
         rounds: Turns of each contender.
         short: Also measure calls with 10 candidates of 50 tokens, and what the adapters add to `Reranker.score`.
