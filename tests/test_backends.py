@@ -6,16 +6,19 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import EXTRA, FAMILIES, QUERY, TEXTS, tiny
 
 from rerank_plugins import Reranker
 from rerank_plugins.backends import ModelSpec, load_backend
 from rerank_plugins.backends._files import ModelFiles, converted_directory
+from rerank_plugins.backends._torch import TorchBackend
 from rerank_plugins.conversion import convert
-from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError
+from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, ScoringError
 from rerank_plugins.testing import FakeBackend, check_backend_contract
 
 ALL = (*FAMILIES, *EXTRA)
@@ -329,3 +332,26 @@ def test_saved_prompts_are_used_by_every_engine(tmp_path: Path) -> None:
     out = tmp_path / "graph"
     convert(str(prompted), out)
     assert np.abs(Reranker(out, backend="onnx").score(QUERY, TEXTS) - theirs).max() < 1e-4
+
+
+def test_a_batch_that_the_memory_cannot_hold_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = Reranker(tiny("bert"), backend="torch").prepare()
+    before = reranker.score(QUERY, TEXTS)
+    backend = reranker._backend
+    assert isinstance(backend, TorchBackend)
+    sizes: list[int] = []
+    whole = type(backend.model).forward
+
+    def forward(self: Any, features: dict[str, Any], **keywords: Any) -> Any:
+        sizes.append(len(features["input_ids"]))
+        if sizes[-1] > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return whole(self, features, **keywords)
+
+    monkeypatch.setattr(type(backend.model), "forward", forward)
+    limit = 2
+    assert np.abs(reranker.score(QUERY, TEXTS) - before).max() < 1e-5
+    assert max(sizes) > 2 >= sizes[-1]
+    limit = 0
+    with pytest.raises(ScoringError, match="more than the memory"):
+        reranker.score(QUERY, TEXTS)

@@ -19,7 +19,8 @@ from rerank_plugins.errors import ConfigurationError, ModelLoadError, ScoringErr
 __all__ = ["TorchBackend"]
 
 CPU_TOKEN_BUDGET = 2048
-GPU_TOKEN_BUDGET = 65_536
+GPU_TOKEN_BUDGETS = (8_192, 262_144)
+"""Smallest and largest batch on a GPU, in tokens."""
 
 _QWEN3_SYSTEM = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
@@ -113,7 +114,7 @@ class TorchBackend(LocalBackend):
         self._transformer: Any = self.model[0]
         super().__init__(
             self._encoder(files),
-            token_budget=CPU_TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET,
+            token_budget=CPU_TOKEN_BUDGET if on_cpu else self._gpu_budget(),
             labels=files.labels if self.model.num_labels == len(files.labels) else (),
         )
         self._files = files
@@ -123,6 +124,17 @@ class TorchBackend(LocalBackend):
     def fingerprint(self) -> str:  # type: ignore[override]
         """Digest of the weights, the tokenizer, the configuration and the code. Reads them at the first use."""
         return self._files.fingerprint()
+
+    def _gpu_budget(self) -> int:
+        """Tokens of a batch that take about half of the GPU's free memory; `forward` copes where that is wrong."""
+        if self.model.device.type != "cuda":
+            return GPU_TOKEN_BUDGETS[0]
+        free, _ = self._torch.cuda.mem_get_info(self.model.device)
+        weight, config = next(self.model.parameters()), self._transformer.auto_model.config
+        width = int(getattr(config, "hidden_size", 1024))
+        # Of one layer at a time: its input and output, query, key, value and attention, and the feed-forward block.
+        values = 8 * width + 2 * int(getattr(config, "intermediate_size", 4 * width))
+        return min(max(int(free // (2 * values * weight.element_size())), GPU_TOKEN_BUDGETS[0]), GPU_TOKEN_BUDGETS[1])
 
     def _encoder(self, files: ModelFiles) -> PairEncoder:
         hf_tokenizer = self.model.tokenizer
@@ -183,7 +195,7 @@ class TorchBackend(LocalBackend):
         return _PROMPTS[family]
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Raw logits of one batch, shape (n_pairs, n_labels)."""
+        """Raw logits of one batch, shape (n_pairs, n_labels). A batch that the GPU cannot hold is run in halves."""
         torch = self._torch
         device = self.model.device
         features: dict[str, Any] = {
@@ -199,9 +211,26 @@ class TorchBackend(LocalBackend):
         try:
             with torch.inference_mode():
                 scores = self.model(features)["scores"].float().cpu().numpy()
+        except torch.cuda.OutOfMemoryError as error:
+            if len(batch.input_ids) == 1:
+                raise ScoringError(
+                    f"One pair of {batch.input_ids.shape[1]} tokens is more than the memory of {device} holds. Take a "
+                    "smaller max_length or model, or a lower precision."
+                ) from error
         except Exception as error:
             raise ScoringError(f"PyTorch failed on a batch of shape {batch.input_ids.shape}: {error}") from error
-        return np.asarray(scores[:, None] if scores.ndim == 1 else scores, dtype=np.float32)
+        else:
+            return np.asarray(scores[:, None] if scores.ndim == 1 else scores, dtype=np.float32)
+        # Out here, where the error and with it what the failed pass held are gone.
+        del features
+        torch.cuda.empty_cache()
+        half = len(batch.input_ids) // 2
+        self.token_budget = max(1, min(self.token_budget, half * batch.input_ids.shape[1]))
+        parts = [
+            Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.token_type_ids[rows])
+            for rows in (slice(half), slice(half, None))
+        ]
+        return np.concatenate([self.forward(part) for part in parts])
 
 
 @contextlib.contextmanager
