@@ -41,7 +41,6 @@ class TrainingConfig:
         micro_batch: Pairs in one forward pass; pairs of a step are sorted by length first.
         max_length: Tokens per pair while training.
         freeze_embeddings: Leave the embedding tables as they are: half the parameters, little to learn.
-        freeze_layers: Leave this many of the trunk's lowest layers as they are; saves their backward pass.
         loss: ``"mix"`` of both, or one alone: ``"listwise"`` is the cross-entropy of each group's target with the
             softmax of its logits, ``"binary"`` the cross-entropy of each judged gain with the sigmoid of its logit.
         binary_weight: Weight of the binary loss in the mix, which gives the logits an absolute level.
@@ -64,7 +63,6 @@ class TrainingConfig:
     micro_batch: int = 32
     max_length: int = 160
     freeze_embeddings: bool = True
-    freeze_layers: int = 0
     loss: Loss = "mix"
     binary_weight: float = 0.1
     ema: float = 0.998
@@ -260,8 +258,6 @@ def fit(
         trunk.get_input_embeddings().requires_grad_(False)
         if hasattr(trunk, "embeddings"):
             trunk.embeddings.requires_grad_(False)
-    for layer in list(trunk.encoder.layer)[: config.freeze_layers] if config.freeze_layers else []:
-        layer.requires_grad_(False)
     if getattr(trunk, "pooler", None) is not None:
         trunk.pooler.requires_grad_(False)
     body = [p for p in trunk.parameters() if p.requires_grad]
