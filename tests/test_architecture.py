@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "_extras": {"errors"},
     "_minilm": {"_extras", "errors"},
+    "_machine": set(),
     "types": {"errors"},
     "passages": {"types", "errors"},
     "batching": set(),
@@ -36,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"_minilm", "reranker", "types", "errors", "_extras"},
     "benchmark": {
         "_extras",
+        "_machine",
         "_minilm",
         "backends",
         "batching",
@@ -49,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "training": {
         "calibration",
+        "_machine",
         "_minilm",
         "reranker",
         "types",
@@ -69,6 +72,7 @@ OUTSIDE: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "_extras": set(),
+    "_machine": set(),
     "_threads": set(),
     "calibration": {"numpy"},
     "cache": {"numpy"},

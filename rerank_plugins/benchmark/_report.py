@@ -7,8 +7,9 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from rerank_plugins._machine import processor
 
 __all__ = ["Overhead", "Report", "Row", "Size", "machine", "versions"]
 
@@ -174,20 +175,11 @@ class Report:
 
 def machine() -> dict[str, Any]:
     """What this runs on."""
-    cpu, flags = platform.processor() or platform.machine(), ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                cpu = value.strip()
-            elif key.strip() == "flags":
-                flags = value
-    except OSError:
-        pass
+    cpu, flags = processor()
     known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     return {
         "cpu": cpu,
-        "cpu_flags": [flag for flag in known if flag in flags.split()],
+        "cpu_flags": [flag for flag in known if flag in flags],
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugins import models
+from rerank_plugins._machine import processor
 from rerank_plugins.conversion import ConversionReport
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._data import DataSource, Group
 from rerank_plugins.training._loop import TrainingConfig, TrainingResult
 
 NOT_STATED = "not stated"
-
-
 BUNDLED = "bundled"
 """As ``trunk``: the bundled model."""
 
@@ -155,15 +154,6 @@ def machine(device: str | None) -> str:
     import torch
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    where = torch.cuda.get_device_name(chosen) if chosen.startswith("cuda") else _processor()
+    where = torch.cuda.get_device_name(chosen) if chosen.startswith("cuda") else processor()[0]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "sentence-transformers"))
     return f"{where}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {versions}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
