@@ -386,34 +386,28 @@ def _run(
 
 
 def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
-    from rerank_plugins.backends._late_interaction import (
-        LateInteractionScore,
-        build_cross_encoder,
-        load_cross_encoder,
-    )
+    from rerank_plugins.backends._late_interaction import _has_our_head, build_cross_encoder, load_cross_encoder
 
     torch = import_extra("torch", "train")
     torch.manual_seed(seed)
     eager = {"attn_implementation": "eager"}
+    model: Any
     if trunk == BUNDLED:
-        return from_graph(models.bundled_directory() / "model.onnx", model_kwargs=eager)
-    if trunk is None:
-        trunk = minilm_directory("train")
-    if (Path(trunk) / "modules.json").is_file() and "LateInteractionScore" in (Path(trunk) / "modules.json").read_text(
-        encoding="utf-8"
-    ):
+        model = from_graph(models.bundled_directory() / "model.onnx", model_kwargs=eager)
+    elif trunk is not None and _has_our_head(Path(trunk)):
         model = load_cross_encoder(trunk, device="cpu", model_kwargs=eager)
-        assert isinstance(model[1], LateInteractionScore)
-        # The old calibration becomes part of the head, so that a new one can be fitted.
-        with torch.no_grad():
-            head = model[1]
-            head.linear.weight.mul_(head.scale)
-            head.linear.bias.mul_(head.scale).add_(head.shift)
-            head.weights.mul_(head.scale)
-            head.scale.fill_(1.0)
-            head.shift.fill_(0.0)
-        return model
-    return build_cross_encoder(trunk, device="cpu", model_kwargs=eager)
+    else:
+        source = trunk if trunk is not None else minilm_directory("train")
+        return build_cross_encoder(source, device="cpu", model_kwargs=eager)
+    # The old calibration becomes part of the head, so that a new one can be fitted.
+    with torch.no_grad():
+        head = model[1]
+        head.linear.weight.mul_(head.scale)
+        head.linear.bias.mul_(head.scale).add_(head.shift)
+        head.weights.mul_(head.scale)
+        head.scale.fill_(1.0)
+        head.shift.fill_(0.0)
+    return model
 
 
 def _calibrate(model: Any, dev: Sequence[Group], config: TrainingConfig) -> tuple[float | None, float | None]:

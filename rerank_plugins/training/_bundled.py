@@ -19,7 +19,7 @@ from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training._data import (
     Group,
     Pair,
-    by_query,
+    answered,
     normalise,
     read_groups,
     read_pairs,
@@ -152,7 +152,7 @@ def _clean(pairs: list[Pair], forbidden: set[str]) -> list[Pair]:
 
 
 def _questions(pairs: list[Pair], limit: int, rng: random.Random) -> Questions:
-    found = [(query, labels) for query, labels in by_query(pairs).items() if max(labels.values()) > 0]
+    found = answered(pairs)
     return rng.sample(found, limit) if len(found) > limit else found
 
 

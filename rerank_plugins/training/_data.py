@@ -355,6 +355,11 @@ def by_query(pairs: Iterable[Pair]) -> dict[str, dict[str, float]]:
     return found
 
 
+def answered(pairs: Iterable[Pair]) -> list[tuple[str, dict[str, float]]]:
+    """`by_query` of the queries that have a relevant passage, with a label above 0."""
+    return [(query, labels) for query, labels in by_query(pairs).items() if max(labels.values()) > 0]
+
+
 def groups_from_pairs(pairs: Iterable[Pair], size: int, seed: int = 0, kind: str = "") -> list[Group]:
     """Groups of at most ``size`` passages out of judged pairs alone, one for each positive.
 

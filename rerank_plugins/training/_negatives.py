@@ -18,7 +18,7 @@ from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.evaluation._beir import score_texts
 from rerank_plugins.reranker import Reranker
-from rerank_plugins.training._data import Group, Pair, by_query, normalise, normalised, read_data
+from rerank_plugins.training._data import Group, Pair, answered, normalise, normalised, read_data
 from rerank_plugins.training._mining import BiEncoder, Progress, Vectors, labelled_groups, top
 from rerank_plugins.training._teacher import Model, as_reranker, sentence_encoders
 
@@ -72,7 +72,7 @@ def mined_groups(
     vectors = encoder.encode(passages, (lambda _, share: progress("encode passages", share)) if progress else None)
     found = []
     for pairs, size in zip(parts, sizes, strict=True):
-        questions = [(query, labels) for query, labels in by_query(pairs).items() if max(labels.values()) > 0]
+        questions = answered(pairs)
         query_vectors = encoder.encode([query for query, _ in questions])
         barred: list[set[str]] = [set() for _ in questions]
         fine: list[set[str]] = [set() for _ in questions]
@@ -243,7 +243,7 @@ def mine(
     found = read_data(data)
     pairs = [pair for pair in found.pairs if pair.split != "test"]
     splits = {pair.query: pair.split for pair in pairs}
-    questions = [(query, labels) for query, labels in by_query(pairs).items() if max(labels.values()) > 0]
+    questions = answered(pairs)
     if not questions:
         raise InputError(f"None of the {len(splits)} queries has a relevant passage, with a label above 0.")
     if limit is not None and len(questions) > limit:

@@ -25,7 +25,7 @@ def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = 
         model_kwargs: Passed on to the trunk.
 
     Returns:
-        A `CrossEncoder` of the trunk and a `LateInteractionScore`, its calibration folded into the head.
+        A `CrossEncoder` of the trunk and a `LateInteractionScore`, with the graph's calibration.
 
     Raises:
         ModelLoadError: The graph is not one of such a model.
@@ -44,12 +44,8 @@ def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = 
             f"{graph_path} lacks {missing[0]} and {len(missing) - 1} more weights of all-MiniLM-L6-v2."
         )
     trunk.load_state_dict({name: values[name] for name in wanted}, strict=False)
-    head = model[1]
-    with torch.no_grad():
-        scale, shift = float(found[f"{_HEAD}scale"]), float(found[f"{_HEAD}shift"])
-        head.linear.weight.copy_(values[f"{_HEAD}linear.weight"] * scale)
-        head.linear.bias.copy_(values[f"{_HEAD}linear.bias"] * scale + shift)
-        head.weights.copy_(torch.tensor([float(found["cosine"]), float(found["maxsim"])]) / 10 * scale)
+    head = {name: values[f"{_HEAD}{name}"] for name in ("scale", "shift", "linear.weight", "linear.bias")}
+    model[1].load_state_dict({**head, "weights": torch.stack([values["cosine"], values["maxsim"]]) / 10})
     return model
 
 
