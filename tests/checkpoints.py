@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import math
 import pydoc_data.topics
 import tempfile
 from pathlib import Path
@@ -69,9 +71,6 @@ def tiny(family: str) -> str:
     return str(directory)
 
 
-_MANUAL = list(pydoc_data.topics.topics.values())[:12]
-
-
 def _corpus() -> list[str]:
     return [
         *TEXTS * 3,
@@ -82,28 +81,39 @@ def _corpus() -> list[str]:
     ]
 
 
+def _pieces(normalizer, pre_tokenizer, prefix: str) -> list[tuple[str, int]]:  # type: ignore[no-untyped-def]
+    """All characters and the commonest parts of words, with counts: trainers of both kinds differ from run to run."""
+    counts: collections.Counter[str] = collections.Counter()
+    for text in _corpus():
+        for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)):
+            for start in range(len(word)):
+                for end in range(start + 1, min(start + 8, len(word)) + 1):
+                    counts[(prefix if start else "") + word[start:end]] += 1
+    ranked = sorted(counts.items(), key=lambda item: (len(item[0].removeprefix(prefix)) > 1, -item[1], item[0]))
+    return ranked[:1500]
+
+
 @functools.cache
 def _raw_tokenizer(kind: str):  # type: ignore[no-untyped-def]
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        trainer = trainers.WordPieceTrainer(vocab_size=1500, special_tokens=specials, show_progress=False)
+        normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+        pieces = [piece for piece, _ in _pieces(normalizer, pre_tokenizer, "##")]
+        vocabulary = {piece: i for i, piece in enumerate([*specials, *pieces])}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     elif kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.NFKC()
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        tokenizer.decoder = decoders.Metaspace()
         specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        trainer = trainers.UnigramTrainer(
-            vocab_size=1200, special_tokens=specials, unk_token="<unk>", show_progress=False
-        )
+        normalizer, pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        pieces = _pieces(normalizer, pre_tokenizer, "")
+        total = sum(count for _, count in pieces)
+        scored = [(piece, math.log(count / total)) for piece, count in pieces]
+        tokenizer = Tokenizer(models.Unigram([*[(special, 0.0) for special in specials], *scored], unk_id=3))
+        tokenizer.decoder = decoders.Metaspace()
     else:
+        normalizer, pre_tokenizer = None, pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         specials = {
             "bpe-roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
@@ -116,7 +126,12 @@ def _raw_tokenizer(kind: str):  # type: ignore[no-untyped-def]
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+        tokenizer.pre_tokenizer = pre_tokenizer
+        tokenizer.train_from_iterator(_corpus(), trainer)
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.add_special_tokens(specials)
     ids = {token: tokenizer.token_to_id(token) for token in specials}
     if kind == "wordpiece":
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))

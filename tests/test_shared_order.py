@@ -64,7 +64,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize("scale", ["probability", "logit"])
 @pytest.mark.parametrize("cuts", [{"top_n": None}, {"top_n": 4}, {"top_n": None, "min_score": 0.4}], ids=str)
-@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+@pytest.mark.parametrize("family", ["electra", "xlm-roberta"])
 def test_a_shared_reranker_gives_both_frameworks_the_same(family: str, cuts: dict[str, Any], scale: Any) -> None:
     shared = Reranker(tiny(family), backend="torch", scale=scale)
     in_langchain, in_llama_index = both({"reranker": shared, **cuts}, QUERY, MIXED)

@@ -75,6 +75,8 @@ def quantise(model: Any, feeds: Iterable[Mapping[str, NDArray[np.int64]]], compi
         source = node.input_value(0)
         groups.setdefault((source.get_node().get_friendly_name(), source.get_index()), []).append(node)
 
+    # Weights of seven bits keep the sums of two products within sixteen, for processors that saturate there.
+    reach = 2.0 if _saturates(ov, opset, compile_) else 1.0
     weights = _weights(ov, products, compile_)
     ranges = _ranges(ov, model, [nodes[0].input_value(0) for nodes in groups.values()], feeds, compile_)
     for nodes, (low, high, squares) in zip(groups.values(), ranges, strict=True):
@@ -90,12 +92,25 @@ def quantise(model: Any, feeds: Iterable[Mapping[str, NDArray[np.int64]]], compi
         rounded = opset.fake_quantize(activations, *_ends(opset, least, most), 256)
         for node in nodes:
             matrix = np.ascontiguousarray((weights[node.get_friendly_name()] * smooth[:, None]).T)
-            ends = np.maximum(np.abs(matrix).max(axis=1, keepdims=True), 1e-8)
+            ends = reach * np.maximum(np.abs(matrix).max(axis=1, keepdims=True), 1e-8)
             integers = opset.fake_quantize(opset.constant(matrix), *_ends(opset, -ends, ends), 255)
             product = opset.matmul(rounded, integers, False, True)
             for reader in node.output(0).get_target_inputs():
                 reader.replace_source_output(product.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def _saturates(ov: Any, opset: Any, compile_: Callable[[Any], Any]) -> bool:
+    """Whether products of int8 clip: x86 processors without VNNI add the products of two bytes in 16 bits."""
+    n = 64
+    values = opset.parameter([n, n], np.float32)
+    rounded = opset.fake_quantize(values, *_ends(opset, np.float32(0), np.float32(255)), 256)
+    matrix = np.full((n, n), 127, np.float32)
+    ends = np.full((n, 1), 127, np.float32)
+    integers = opset.fake_quantize(opset.constant(matrix), *_ends(opset, -ends, ends), 255)
+    product = opset.matmul(rounded, integers, False, True)
+    found = compile_(ov.Model([product.output(0)], [values]))([np.full((n, n), 255, np.float32)])[0]
+    return bool(np.abs(found / (n * 127 * 255) - 1).max() > 0.01)
 
 
 def _is_weighted(node: Any) -> bool:
