@@ -28,7 +28,7 @@ _HEAD_TYPE = "rerank_plugins.backends._late_interaction.LateInteractionScore"
 _EPS = 1e-6
 
 
-class LateInteractionScore(Module):
+class LateInteractionScore(Module):  # type: ignore[misc]
     """One relevance logit from the token vectors of a jointly encoded (query, document) pair.
 
     ``logit = scale * (w.[CLS] + a * cos(mean query, mean document) + c * maxsim + bias) + shift``
@@ -56,7 +56,7 @@ class LateInteractionScore(Module):
         maxsim_weight: float = 6.0,
         exclude_special: bool = True,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.hidden_size = hidden_size
         self.cosine_weight = cosine_weight
         self.maxsim_weight = maxsim_weight
@@ -216,9 +216,9 @@ def load_cross_encoder(path_or_id: str | os.PathLike[str], **kwargs: Any) -> Cro
                 loaded.append(
                     Transformer.load(os.fspath(path), subfolder=sub, local_files_only=True, model_kwargs=model_kwargs)
                 )
-        loaded[0].auto_model.config.num_labels = 1  # type: ignore[union-attr]
+        loaded[0].auto_model.config.num_labels = 1
         if max_length is not None:
-            loaded[0].max_seq_length = int(max_length)  # type: ignore[assignment]
+            loaded[0].max_seq_length = int(max_length)
         ours: CrossEncoder = CrossEncoder(modules=loaded, **passed)
         return ours
     except Exception as error:
