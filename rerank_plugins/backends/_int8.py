@@ -1,19 +1,21 @@
 """Calibrated int8 on OpenVINO: both factors of the large matrix products become integers.
 
 Only products with weights are rounded, which are nine tenths of the work of a cross-encoder. Attention, normalisation
-and head stay in float32, being small and sensitive, and so do products whose activations would lose too much. The
-scales are constants, found once over built-in texts while loading: a score never depends on what else is in its batch,
-as it would with scales that are taken while scoring.
+and head stay in float32, being small and sensitive, and so do the few channels with large activations of products that
+would be coarse with them. The scales are constants, found once over built-in texts while loading: a score never depends
+on what else is in its batch, as it would with scales that are taken while scoring.
 
 References:
     Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", ICML 2023
     (https://arxiv.org/abs/2211.10438).
+    Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", NeurIPS 2022
+    (https://arxiv.org/abs/2208.07339), for the outliers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +25,18 @@ from rerank_plugins.errors import ModelLoadError
 
 __all__ = ["calibration_pairs", "quantise"]
 
-SMOOTHING = 0.8
-"""Share of the outliers' range that moves from the activations to the weights (alpha of SmoothQuant)."""
+SMOOTHING = (0.4, 0.5, 0.6, 0.7, 0.8)
+"""Shares of the outliers' range that may move from the activations to the weights (alpha of SmoothQuant)."""
+N_OUTLIERS = 4
+"""Channels that a product keeps in float32 where the rest would be too coarse with them."""
+COARSE = 0.022
+"""Expected relative error of a product from which it is worth to keep outliers, at 1 to 2 ms a thousand tokens."""
+TOO_COARSE = 0.05
+"""Expected relative error from which a product is not rounded at all."""
+FEWEST_ROWS = 1000
+"""Least activations seen for their range to be known: a layer that only [CLS] goes through is small, and stays."""
 SMALLEST = 16
 """Least rows and columns of a weight matrix for it to be worth rounding."""
-FEWEST_STEPS = 10.0
-"""Least root mean square of rounded activations, in steps: below, outliers leave too little resolution for the rest."""
 PAIRS = 48
 
 
@@ -79,22 +87,25 @@ def quantise(model: Any, feeds: Iterable[Mapping[str, NDArray[np.int64]]], compi
     reach = 2.0 if _saturates(ov, opset, compile_) else 1.0
     weights = _weights(ov, products, compile_)
     ranges = _ranges(ov, model, [nodes[0].input_value(0) for nodes in groups.values()], feeds, compile_)
-    for nodes, (low, high, squares) in zip(groups.values(), ranges, strict=True):
-        rows = np.maximum(
-            np.max([np.abs(weights[node.get_friendly_name()]).max(axis=1) for node in nodes], axis=0), 1e-8
-        )
-        largest = np.maximum(np.maximum(-low, high), 1e-5)
-        smooth = np.clip(largest**SMOOTHING / np.maximum(rows, 1e-8) ** (1 - SMOOTHING), 1e-5, 1e5).astype(np.float32)
-        least, most = _with_zero(low / smooth, high / smooth)
-        if np.sqrt((squares / smooth**2).mean()) < FEWEST_STEPS * (most - least) / 255:
+    for nodes, (low, high, squares, n_rows) in zip(groups.values(), ranges, strict=True):
+        if n_rows < FEWEST_ROWS:
             continue
-        activations = opset.multiply(nodes[0].input_value(0), opset.constant(1 / smooth))
-        rounded = opset.fake_quantize(activations, *_ends(opset, least, most), 256)
-        for node in nodes:
-            matrix = np.ascontiguousarray((weights[node.get_friendly_name()] * smooth[:, None]).T)
-            ends = reach * np.maximum(np.abs(matrix).max(axis=1, keepdims=True), 1e-8)
-            integers = opset.fake_quantize(opset.constant(matrix), *_ends(opset, -ends, ends), 255)
-            product = opset.matmul(rounded, integers, False, True)
+        matrices = [weights[node.get_friendly_name()] for node in nodes]
+        plan = _plan(low, high, squares, np.concatenate(matrices, axis=1), reach)
+        if plan is None:
+            continue
+        source = nodes[0].input_value(0)
+        activations = opset.multiply(source, opset.constant(1 / plan.smooth))
+        rounded = opset.fake_quantize(activations, *_ends(opset, plan.least, plan.most), 256)
+        for node, matrix in zip(nodes, matrices, strict=True):
+            smoothed = matrix * plan.smooth[:, None]
+            smoothed[plan.outliers] = 0
+            ends = reach * np.maximum(np.abs(smoothed).max(axis=0), 1e-8)[:, None]
+            constant = opset.constant(np.ascontiguousarray(smoothed.T))
+            product = opset.matmul(rounded, opset.fake_quantize(constant, *_ends(opset, -ends, ends), 255), False, True)
+            if len(plan.outliers):
+                few = opset.gather(source, opset.constant(plan.outliers), opset.constant(-1))
+                product = opset.add(product, opset.matmul(few, opset.constant(matrix[plan.outliers]), False, False))
             for reader in node.output(0).get_target_inputs():
                 reader.replace_source_output(product.output(0))
     model.validate_nodes_and_infer_types()
@@ -134,6 +145,57 @@ def _ends(opset: Any, low: Any, high: Any) -> list[Any]:
     return [opset.constant(low), opset.constant(high)] * 2
 
 
+class _Plan(NamedTuple):
+    """How to round one activation: divided by ``smooth``, to 256 steps from ``least`` to ``most``, less outliers."""
+
+    smooth: NDArray[np.float32]
+    least: np.float32
+    most: np.float32
+    outliers: NDArray[np.int64]
+
+
+def _plan(
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    squares: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    reach: float,
+) -> _Plan | None:
+    """The rounding with the least expected error, without outliers if that will do; None if nothing will.
+
+    Args:
+        low: Smallest value of each channel, shape (n_in,).
+        high: Largest value of each channel, shape (n_in,).
+        squares: Mean square of each channel, shape (n_in,).
+        weights: What the activations are multiplied with, shape (n_in, n_out).
+        reach: Range of the integers over that of the weights.
+    """
+    seen = np.maximum(np.maximum(-low, high), 1e-5)
+    # Channels that seldom fire may do so in other texts: each gets the range of a common one, signs as in the group.
+    grow = np.maximum(1.0, np.median(seen) / seen)
+    low, high = np.maximum(low * grow, low.min()), np.minimum(high * grow, high.max())
+    largest = np.maximum(np.maximum(-low, high), 1e-5)
+    rows = np.maximum(np.abs(weights).max(axis=1), 1e-8)
+    power = float(squares @ np.square(weights).sum(axis=1))
+    for n_outliers, most_error in ((0, COARSE), (N_OUTLIERS, TOO_COARSE)):
+        plans = []
+        for smoothing in SMOOTHING:
+            smooth = np.clip(largest**smoothing / rows ** (1 - smoothing), 1e-5, 1e5).astype(np.float32)
+            order = np.argsort(-largest / smooth, kind="stable")
+            outliers, rest = np.sort(order[:n_outliers]), order[n_outliers:]
+            least, most = _with_zero((low / smooth)[rest], (high / smooth)[rest])
+            smoothed = (weights * smooth[:, None])[rest]
+            # Rounding to steps of d has the variance d**2 / 12.
+            of_activations = ((most - least) / 255) ** 2 * float(np.square(smoothed).sum())
+            steps = reach * np.abs(smoothed).max(axis=0) / 127
+            of_weights = float((squares / smooth**2)[rest].sum()) * float(np.square(steps).sum())
+            plans.append(((of_activations + of_weights) / 12 / power, _Plan(smooth, least, most, outliers)))
+        error, plan = min(plans, key=lambda item: item[0])
+        if error < most_error**2:
+            return plan
+    return None
+
+
 def _with_zero(low: NDArray[np.float32], high: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
     """One range for all channels, in which zero is one of 256 steps: padding and silent channels stay exact."""
     least, most = min(float(low.min()), 0.0), max(float(high.max()), 1e-5)
@@ -158,18 +220,20 @@ def _ranges(
     sources: list[Any],
     feeds: Iterable[Mapping[str, NDArray[np.int64]]],
     compile_: Callable[[Any], Any],
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
-    """Smallest, largest and mean square value of each channel of some activations, each of shape (n_channels,)."""
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], int]]:
+    """Smallest, largest and mean square value of each channel, each of shape (n_channels,), and how many were seen."""
     observed = compile_(ov.Model(sources, model.get_parameters()))
     low: list[NDArray[np.float32]] = []
     high: list[NDArray[np.float32]] = []
     squares: list[list[NDArray[np.float32]]] = [[] for _ in sources]
+    n_rows = [0] * len(sources)
     for feed in feeds:
         found = observed(feed)
         flat = [found[i].reshape(-1, found[i].shape[-1]) for i in range(len(sources))]
         least, most = [values.min(axis=0) for values in flat], [values.max(axis=0) for values in flat]
         low = [np.minimum(a, b) for a, b in zip(low, least, strict=True)] if low else least
         high = [np.maximum(a, b) for a, b in zip(high, most, strict=True)] if high else most
+        n_rows = [n + len(values) for n, values in zip(n_rows, flat, strict=True)]
         for kept, values in zip(squares, flat, strict=True):
             kept.append(np.square(values).mean(axis=0))
-    return [(a, b, np.mean(c, axis=0)) for a, b, c in zip(low, high, squares, strict=True)]
+    return [(a, b, np.mean(c, axis=0), n) for a, b, c, n in zip(low, high, squares, n_rows, strict=True)]
