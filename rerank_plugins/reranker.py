@@ -35,8 +35,8 @@ class Reranker:
     loaded copy. All methods are safe to call from many threads and tasks at once.
 
     Args:
-        model: None for the bundled English model, a Hub id, a local directory, or a ready backend: any object with
-            ``score_pairs(pairs) -> float32 array``.
+        model: None (or its name) for the bundled English model, a Hub id, a local directory, or a ready backend: any
+            object with ``score_pairs(pairs) -> float32 array``.
         backend: ``"auto"``, ``"onnx"``, ``"openvino"`` or ``"torch"``; see `rerank_plugins.backends.load_backend`
             for how ``"auto"`` decides, and `backend_name` for what it decided.
         device: torch device, e.g. ``"cuda:1"``; None chooses.
@@ -96,6 +96,8 @@ class Reranker:
         passages.check_windows(passage_length, passage_overlap)
         if isinstance(model, os.PathLike):
             model = os.fspath(model)
+        if model == models.BUNDLED_NAME:
+            model = None
         self._ready: PairScorer | None = None
         self._spec: ModelSpec | None = None
         if model is None or isinstance(model, str):

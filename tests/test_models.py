@@ -6,6 +6,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from rerank_plugins import Reranker
 from rerank_plugins.cli._app import app
 from rerank_plugins.models import BUNDLED_NAME, PUBLISHED, bundled_directory
 
@@ -99,3 +100,11 @@ def test_json_has_every_field() -> None:
 @pytest.mark.bundled
 def test_the_bundled_model_is_complete() -> None:
     assert {"model.onnx", "tokenizer.json", "config.json"} <= {file.name for file in bundled_directory().iterdir()}
+
+
+@pytest.mark.bundled
+def test_the_bundled_model_goes_by_its_name_too() -> None:
+    named = Reranker(BUNDLED_NAME)
+    assert named.model_name == Reranker().model_name == BUNDLED_NAME
+    assert named.config == Reranker().config
+    assert named.score("q", ["a text"]).tolist() == Reranker().score("q", ["a text"]).tolist()

@@ -162,8 +162,7 @@ def _rerankers(names: list[str], backends: list[str], **settings: object) -> dic
             label = f"{name} [{backend}]" if len(backends) > 1 else name
             if label in found:
                 raise ConfigurationError(f"The model {label!r} was given twice.")
-            model = None if name == BUNDLED_NAME else name
-            found[label] = Reranker(model, backend=backend, **settings)  # type: ignore[arg-type]
+            found[label] = Reranker(name, backend=backend, **settings)  # type: ignore[arg-type]
     return found
 
 
