@@ -100,9 +100,7 @@ def quantise(model: Any, feeds: Iterable[Mapping[str, NDArray[np.int64]]], compi
         for node, matrix in zip(nodes, matrices, strict=True):
             smoothed = matrix * plan.smooth[:, None]
             smoothed[plan.outliers] = 0
-            ends = reach * np.maximum(np.abs(smoothed).max(axis=0), 1e-8)[:, None]
-            constant = opset.constant(np.ascontiguousarray(smoothed.T))
-            product = opset.matmul(rounded, opset.fake_quantize(constant, *_ends(opset, -ends, ends), 255), False, True)
+            product = _times_integers(opset, rounded, smoothed, reach)
             if len(plan.outliers):
                 few = opset.gather(source, opset.constant(plan.outliers), opset.constant(-1))
                 product = opset.add(product, opset.matmul(few, opset.constant(matrix[plan.outliers]), False, False))
@@ -116,10 +114,7 @@ def _saturates(ov: Any, opset: Any, compile_: Callable[[Any], Any]) -> bool:
     n = 64
     values = opset.parameter([n, n], np.float32)
     rounded = opset.fake_quantize(values, *_ends(opset, np.float32(0), np.float32(255)), 256)
-    matrix = np.full((n, n), 127, np.float32)
-    ends = np.full((n, 1), 127, np.float32)
-    integers = opset.fake_quantize(opset.constant(matrix), *_ends(opset, -ends, ends), 255)
-    product = opset.matmul(rounded, integers, False, True)
+    product = _times_integers(opset, rounded, np.full((n, n), 127, np.float32), 1.0)
     found = compile_(ov.Model([product.output(0)], [values]))([np.full((n, n), 255, np.float32)])[0]
     return bool(np.abs(found / (n * 127 * 255) - 1).max() > 0.01)
 
@@ -143,6 +138,13 @@ def _is_constant(node: Any) -> bool:
 def _ends(opset: Any, low: Any, high: Any) -> list[Any]:
     """The four ends of a rounding that keeps its scale: of the input, and of the output."""
     return [opset.constant(low), opset.constant(high)] * 2
+
+
+def _times_integers(opset: Any, rounded: Any, matrix: NDArray[np.float32], reach: float) -> Any:
+    """The product with a matrix of shape (n_in, n_out), rounded to 255 steps that span `reach` times each column."""
+    ends = reach * np.maximum(np.abs(matrix).max(axis=0), 1e-8)[:, None]
+    integers = opset.fake_quantize(opset.constant(np.ascontiguousarray(matrix.T)), *_ends(opset, -ends, ends), 255)
+    return opset.matmul(rounded, integers, False, True)
 
 
 class _Plan(NamedTuple):
