@@ -115,18 +115,17 @@ def test_int8_weights_keep_the_order_and_do_not_depend_on_the_batch(family: str,
 def test_int8_on_openvino_rounds_activations_too() -> None:
     exact, rounded = (Reranker(converted("bert"), backend="openvino", precision=p) for p in ("fp32", "int8"))
     assert rounded.precision == "int8"
-    assert np.abs(exact.score(QUERY, TEXTS) - rounded.score(QUERY, TEXTS)).max() > 1e-4
-    assert np.corrcoef(exact.score(QUERY, TEXTS), rounded.score(QUERY, TEXTS))[0, 1] > 0.95
+    difference = np.abs(exact.score(QUERY, TEXTS) - rounded.score(QUERY, TEXTS)).max()
+    assert 1e-6 < difference < 0.1 * np.ptp(exact.score(QUERY, TEXTS))
 
 
-@pytest.mark.parametrize("instructions", ["AVX2"])
-def test_int8_does_not_overflow_on_processors_without_vnni(instructions: str) -> None:
+def test_int8_does_not_overflow_on_processors_without_vnni() -> None:
     code = "import sys; from rerank_plugins import Reranker; from checkpoints import QUERY, TEXTS; " + (
         "print(*Reranker(sys.argv[1], backend='openvino', precision='int8').score(QUERY, TEXTS).tolist())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, converted("roberta")],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": instructions},
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,

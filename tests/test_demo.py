@@ -338,7 +338,8 @@ def test_console_script_with_the_bundled_model(docs: Path) -> None:
     in_process = demo(*arguments, "llama-index")
     assert (done.returncode, in_process.exit_code) == (0, 0), done.stderr + in_process.stderr
     # Nothing but our own lines, and no JSON but on standard output.
-    assert all(line.startswith(("Building", "5 passages")) for line in done.stderr.splitlines()), done.stderr
+    for stderr in (done.stderr, in_process.stderr):
+        assert all(line.startswith(("Building", "5 passages")) for line in stderr.splitlines()), stderr
     hits = [json.loads(stdout)["reranked"] for stdout in (done.stdout, in_process.stdout)]
     assert "undoes" in hits[0][0]["text"] or "undone" in hits[0][0]["text"]
     assert [hit["id"] for hit in hits[0]] == [hit["id"] for hit in hits[1]]
