@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import pydoc_data.topics
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 from rerank_plugins import Reranker
+from rerank_plugins._machine import processor
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--candidates", type=int, default=100)
@@ -53,7 +53,7 @@ def main() -> None:
     ratios = {name: medians["no cache"] / value for name, value in medians.items()}
     same = all(order == orders["no cache"] for order in orders.values())
     if arguments.json:
-        machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+        machine = {"processor": processor()[0], "cpus": os.cpu_count()}
         print(
             json.dumps({"seconds": medians, "times_as_fast": ratios, "same_order": same, "machine": machine}, indent=2)
         )

@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import pydoc_data.topics
 import statistics
 import threading
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from rerank_plugins import Reranker
+from rerank_plugins._machine import processor
 from rerank_plugins.backends import LocalBackend
 from rerank_plugins.backends._merge import SharedBatches
 
@@ -182,7 +182,7 @@ def main() -> None:
         )
     rows = {name: medians(rounds) for name, rounds in found.items()}
     report = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor()[0],
         "cpus": os.cpu_count(),
         "model": merged.model_name,
         "backend": merged.backend_name,
