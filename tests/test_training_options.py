@@ -66,11 +66,11 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Group]]:
     class Caught(Exception):
         pass
 
-    def run(trunk: object, groups: list[Group], *rest: object) -> None:
+    def refuse(model: object, groups: list[Group], *rest: object) -> None:
         raise Caught(groups)
 
     def groups_of(*arguments: Any, **settings: Any) -> list[Group]:
-        monkeypatch.setattr(api, "_run", run)
+        monkeypatch.setattr(api, "fit", refuse)
         with pytest.raises(Caught) as found:
             train(*arguments, **{"trunk": tiny("bert"), "steps": 1, "device": "cpu"} | settings)
         monkeypatch.undo()

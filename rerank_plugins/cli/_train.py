@@ -22,7 +22,10 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model's directory.")],
-    bundled: Annotated[bool, typer.Option("--bundled", help="Repeat the recipe of the bundled model.")] = False,
+    bundled: Annotated[
+        bool,
+        typer.Option("--bundled", help="Repeat the recipe of the bundled model; with --trunk, its second stage alone."),
+    ] = False,
     trunk: Annotated[
         str | None,
         typer.Option(
@@ -102,11 +105,14 @@ def train(
         "licences": licences,
     }
     chosen: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
-    given = ["--license" if name == "licences" else f"--{name.replace('_', '-')}" for name in chosen]
+    alone = {"trunk"} if bundled else set()
+    given = [
+        "--license" if name == "licences" else f"--{name.replace('_', '-')}" for name in chosen if name not in alone
+    ]
     given += [name for name, on in (("--no-mine", mine), ("--no-export", export)) if not on]
     if bundled and (len(data) != 1 or given):
         raise ConfigurationError(
-            "--bundled takes one data folder and, of the settings, only --minutes, --seed and --device; got "
+            "--bundled takes one data folder and, of the settings, only --trunk, --minutes, --seed and --device; got "
             f"{len(data)} folders" + (f" and {', '.join(given)}." if given else ".")
         )
     with bar("Training") as tell:
@@ -115,6 +121,7 @@ def train(
                 data[0],
                 out,
                 **({} if minutes is None else {"minutes": minutes}),
+                trunk=trunk,
                 seed=seed,
                 device=device,
                 overwrite=overwrite,

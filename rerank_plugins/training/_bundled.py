@@ -9,10 +9,11 @@ import json
 import random
 import re
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.errors import ConfigurationError
@@ -29,6 +30,7 @@ from rerank_plugins.training._data import (
 from rerank_plugins.training._mining import (
     BiEncoder,
     Progress,
+    Vectors,
     distilled_groups,
     labelled_groups,
     pseudo_queries,
@@ -129,6 +131,40 @@ def _documents(corpus: Path) -> list[tuple[str, str]]:
     return found + _documentation()
 
 
+def free_documents(corpus: Path, without: set[str]) -> list[tuple[str, str]]:
+    """(title, text) of the free text collections, each text once.
+
+    Args:
+        corpus: Folder of the collections.
+        without: Normalised texts to leave out; such a title becomes empty.
+    """
+    found = {normalise(text): (title, text) for title, text in _documents(corpus)}
+    return [
+        (title if normalise(title) not in without else "", text)
+        for key, (title, text) in found.items()
+        if key not in without
+    ]
+
+
+def encoder_with_cache(
+    encoder: BiEncoder, folder: Path, progress: Progress | None
+) -> Callable[[str, Sequence[str]], Vectors]:
+    """A function of a name for the news and texts that gives their vectors, kept in ``folder``."""
+
+    def encode(name: str, items: Sequence[str]) -> Vectors:
+        digest = hashlib.sha256("\0".join(items).encode()).hexdigest()[:16]
+        cached = folder / f"{digest}.npy"
+        if cached.is_file():
+            return np.asarray(np.load(cached), dtype=np.float32)
+        found = encoder.encode(items, (lambda _, share: progress(f"encode {name}", share)) if progress else None)
+        folder.mkdir(exist_ok=True)
+        np.save(cached.with_suffix(".part.npy"), found)
+        cached.with_suffix(".part.npy").replace(cached)
+        return found
+
+    return encode
+
+
 def evaluation_queries(data_dir: Path) -> set[str]:
     """Normalised queries of every evaluation set under ``data_dir/eval``: nothing of these may be trained
     on."""
@@ -142,7 +178,7 @@ def evaluation_queries(data_dir: Path) -> set[str]:
     return found
 
 
-def _clean(pairs: list[Pair], forbidden: set[str]) -> list[Pair]:
+def clean(pairs: list[Pair], forbidden: set[str]) -> list[Pair]:
     kept = []
     for pair in pairs:
         query = re.sub(r"\s*\?[\s?]*$", "?", pair.query).strip()
@@ -190,7 +226,7 @@ def prepare(
     forbidden = evaluation_queries(data)
     sets: dict[str, tuple[Questions, Questions, list[str]]] = {}
     for name, limit in LABELLED_SETS.items():
-        train, dev = split_pairs(_clean(read_pairs(data / "train" / name), forbidden))
+        train, dev = split_pairs(clean(read_pairs(data / "train" / name), forbidden))
         questions, held_out = _questions(train, limit, rng), _questions(dev, 25, rng)
         own = list(dict.fromkeys(text for _, labels in [*questions, *held_out] for text in labels))
         if len(own) > PASSAGES_PER_SET:
@@ -204,29 +240,9 @@ def prepare(
         sets[name] = questions, held_out, own
 
     seen = {normalise(text) for _, _, own in sets.values() for text in own}
-    documents = [
-        item
-        for item in {normalise(t): (title, t) for title, t in _documents(data / "corpus")}.items()
-        if item[0] not in forbidden and item[0] not in seen
-    ]
-    texts = [text for _, (_, text) in documents]
-    titles = [title if normalise(title) not in forbidden else "" for _, (title, _) in documents]
-
-    encoder = BiEncoder(minilm_directory("train"), device=device)
-
-    import numpy as np
-
-    def encode(name: str, items: Sequence[str]) -> Any:
-        digest = hashlib.sha256("\0".join(items).encode()).hexdigest()[:16]
-        cached = out / "vectors" / f"{digest}.npy"
-        if cached.is_file():
-            return np.load(cached)
-        found = encoder.encode(items, (lambda _, share: progress(f"encode {name}", share)) if progress else None)
-        cached.parent.mkdir(exist_ok=True)
-        np.save(cached.with_suffix(".part.npy"), found)
-        cached.with_suffix(".part.npy").replace(cached)
-        return found
-
+    documents = free_documents(data / "corpus", forbidden | seen)
+    titles, texts = [title for title, _ in documents], [text for _, text in documents]
+    encode = encoder_with_cache(BiEncoder(minilm_directory("train"), device=device), out / "vectors", progress)
     vectors = {name: encode(name, own) for name, (_, _, own) in sets.items()}
     document_vectors = encode("documents", texts)
 

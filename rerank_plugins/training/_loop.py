@@ -41,6 +41,7 @@ class TrainingConfig:
         micro_batch: Pairs in one forward pass; pairs of a step are sorted by length first.
         max_length: Tokens per pair while training.
         freeze_embeddings: Leave the embedding tables as they are: half the parameters, little to learn.
+        freeze_layers: Leave so many of the lowest layers as they are too; their backward pass is then saved.
         loss: ``"mix"`` of both, or one alone: ``"listwise"`` is the cross-entropy of each group's target with the
             softmax of its logits, ``"binary"`` the cross-entropy of each judged gain with the sigmoid of its logit.
         binary_weight: Weight of the binary loss in the mix, which gives the logits an absolute level.
@@ -63,6 +64,7 @@ class TrainingConfig:
     micro_batch: int = 32
     max_length: int = 160
     freeze_embeddings: bool = True
+    freeze_layers: int = 0
     loss: Loss = "mix"
     binary_weight: float = 0.1
     ema: float = 0.998
@@ -80,6 +82,10 @@ class TrainingConfig:
             raise ConfigurationError("minutes and steps must be positive.")
         if self.loss not in get_args(Loss):
             raise ConfigurationError(f"loss must be one of {', '.join(get_args(Loss))}; got {self.loss!r}.")
+        if self.freeze_layers < 0 or (self.freeze_layers and not self.freeze_embeddings):
+            raise ConfigurationError(
+                f"freeze_layers must not be negative, and needs freeze_embeddings; got {self.freeze_layers}."
+            )
         if self.evaluations < 1 or (self.patience is not None and self.patience < 1):
             raise ConfigurationError(
                 f"evaluations and patience must be at least 1; got {self.evaluations} and {self.patience}."
@@ -260,6 +266,14 @@ def fit(
             trunk.embeddings.requires_grad_(False)
     if getattr(trunk, "pooler", None) is not None:
         trunk.pooler.requires_grad_(False)
+    if config.freeze_layers:
+        layers = getattr(getattr(trunk, "encoder", None), "layer", None)
+        if layers is None or len(layers) < config.freeze_layers:
+            raise ConfigurationError(
+                f"freeze_layers={config.freeze_layers}, and the trunk has "
+                f"{'no encoder.layer' if layers is None else f'{len(layers)} layers'}. Leave it at 0."
+            )
+        layers[: config.freeze_layers].requires_grad_(False)
     body = [p for p in trunk.parameters() if p.requires_grad]
     parts: list[dict[str, Any]] = [
         {
@@ -424,6 +438,55 @@ def fit(
         by_kind=dict(state["by_kind"]),
         stopped_early=state["stopped_early"],
     )
+
+
+def interpolate(
+    model: Any,
+    start: Sequence[Any],
+    dev: Sequence[Group],
+    config: TrainingConfig,
+    progress: Progress | None = None,
+    shares: Sequence[float] = (0.4, 0.7, 1.0),
+) -> float:
+    """Leaves in ``model`` the best mix, by the dev groups, of its weights and those that its training started from.
+
+    Fine-tuned weights and their start lie in one basin; a point between them often keeps what the start knew and still
+    has what was learned (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022,
+    https://arxiv.org/abs/2109.01903).
+
+    Args:
+        model: The cross-encoder, as trained.
+        start: What its ``parameters()`` were before.
+        dev: Groups to choose by.
+        config: As for `fit`.
+        progress: Called with a line of news for each share.
+        shares: Weights of the trained model to try.
+
+    Returns:
+        The share that was chosen.
+    """
+    torch: Any = import_extra("torch", "train")
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = native_bf16(device) if config.bf16 is None else config.bf16
+    scorer = Scorer(model, max_length=config.max_length, micro_batch=config.micro_batch, bf16=bf16, device=device)
+    parameters = list(model.parameters())
+    trained = [parameter.detach().clone() for parameter in parameters]
+
+    def mix(share: float) -> None:
+        with torch.no_grad():
+            for parameter, one, other in zip(parameters, start, trained, strict=True):
+                parameter.copy_(torch.lerp(one.to(parameter.device), other, share))
+
+    found: dict[float, float] = {}
+    for number, share in enumerate(shares, 1):
+        mix(share)
+        found[share], by_kind, _ = evaluate_groups(scorer, dev)
+        if progress is not None:
+            kinds = " ".join(f"{kind} {value:.3f}" for kind, value in by_kind.items())
+            progress(f"share {share:g}: dev nDCG@10 {found[share]:.4f} ({kinds})", number / len(shares))
+    best = max(found, key=lambda share: found[share])
+    mix(best)
+    return best
 
 
 def _digest(groups: Sequence[Group]) -> str:

@@ -1,0 +1,178 @@
+"""The recipe of the bundled model, on a small copy of its data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_training import RIDDLES, config, riddles, tiny_model
+
+from rerank_plugins import Reranker
+from rerank_plugins.backends._late_interaction import load_cross_encoder
+from rerank_plugins.errors import ConfigurationError
+from rerank_plugins.training import _api as api
+from rerank_plugins.training import _bundled, fit, train_bundled
+from rerank_plugins.training import _bundled_refine as refine
+from rerank_plugins.training._data import Group, normalise
+from rerank_plugins.training._loop import Scorer, evaluate_groups, interpolate
+
+
+def test_frozen_layers_stay(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = {name: p.detach().clone() for name, p in model[0].auto_model.named_parameters()}
+
+    fit(model, riddles(40, 0), [], config(steps=3, freeze_embeddings=True, freeze_layers=1), tmp_path)
+
+    moved = {name for name, p in model[0].auto_model.named_parameters() if not torch.equal(p, before[name])}
+    assert any(name.startswith("encoder.layer.1.") for name in moved)
+    assert not any(name.startswith(("embeddings.", "encoder.layer.0.")) for name in moved)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"freeze_layers": 1, "freeze_embeddings": False}, {"freeze_layers": -1, "freeze_embeddings": True}]
+)
+def test_layers_are_frozen_from_below_only(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="freeze_layers"):
+        config(**settings)
+
+
+def test_more_layers_than_there_are_cannot_be_frozen(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="2 layers"):
+        fit(tiny_model(), riddles(8, 0), [], config(freeze_layers=3, freeze_embeddings=True), tmp_path)
+
+
+def test_the_best_mix_with_the_start_is_kept(tmp_path: Path) -> None:
+    dev, settings = riddles(40, 1), config()
+    model = tiny_model()
+    start = [p.detach().clone() for p in model.parameters()]
+    fit(model, riddles(160, 0), dev, settings, tmp_path)
+    trained = [p.detach().clone() for p in model.parameters()]
+    scorer = Scorer(model, max_length=32, micro_batch=32, bf16=False, device="cpu")
+    learned = evaluate_groups(scorer, dev)[0]
+
+    assert interpolate(model, start, dev, settings, shares=(0.0, 1.0)) == 1.0
+    assert evaluate_groups(scorer, dev)[0] == pytest.approx(learned, abs=1e-6)
+    assert interpolate(model, trained, dev, settings, shares=(0.25,)) == 0.25
+    for one, other in zip(model.parameters(), trained, strict=True):
+        torch.testing.assert_close(one, other)
+    assert interpolate(model, start, dev, settings, shares=(0.25,)) == 0.25
+    for mixed, one, other in zip(model.parameters(), start, trained, strict=True):
+        torch.testing.assert_close(mixed, 0.75 * one + 0.25 * other)
+
+
+def test_paragraphs_are_neighbouring_sentences() -> None:
+    sentences = [f"sentence {number} has five words" for number in range(8)]
+
+    found = refine.paragraphs(sentences, words=15)
+
+    assert [len(part) for _, part in found] == [3, 3, 2]
+    assert [text for _, part in found for text in part] == sentences
+    assert found[0][0] == " ".join(sentences[:3])
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every set of the recipe with a few questions, and one evaluation query that must not be learned."""
+    folder = tmp_path / "data"
+    for name in _bundled.LABELLED_SETS:
+        rows = []
+        for number in range(12 if name == "squad-sentences" else 3):
+            split = "dev" if number % 2 else "train"
+            for query, answer in RIDDLES.items():
+                asked = f"{name} {number}: what of {query}?"
+                rows.append({"query": asked, "passage": f"{name} {number} the {answer}", "label": 1, "split": split})
+                wrong = f"{name} {number} nothing of {query}"
+                rows.append({"query": asked, "passage": wrong, "label": 0, "split": split})
+        (folder / "train" / name).mkdir(parents=True)
+        with gzip.open(folder / "train" / name / "pairs.jsonl.gz", "wt") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+    (folder / "eval" / "set").mkdir(parents=True)
+    secret = "squad-sentences 0: what of panda?"
+    (folder / "eval" / "set" / "queries.jsonl").write_text(json.dumps({"_id": "1", "text": secret}) + "\n")
+    documents = [
+        (f"Title {n}", f"Text {n} is of the {a}. It has a second sentence on {q}, of a good many words.")
+        for n in range(4)
+        for q, a in RIDDLES.items()
+    ]
+    monkeypatch.setattr(_bundled, "_documents", lambda corpus: documents)
+    for module, name, few in (
+        (_bundled, "PSEUDO_QUERIES", 8),
+        (refine, "PSEUDO", 8),
+        (refine, "SENTENCES", 12),
+        (refine, "PARAGRAPHS", 12),
+        (refine, "PASSAGES", dict.fromkeys(_bundled.LABELLED_SETS, 4)),
+        (refine, "HELD_OUT", {"squad-sentences": 2, "selqa-dev": 2}),
+    ):
+        monkeypatch.setattr(module, name, few)
+    return folder
+
+
+def test_the_second_stage_asks_of_sentences_and_paragraphs(data: Path, tmp_path: Path) -> None:
+    groups, dev = refine.prepare_refinement(data, tmp_path / "kept", device="cpu")
+
+    kinds = Counter(group.kind for group in groups)
+    assert kinds["squad-sentences"] == kinds["squad-paragraphs"] == 12
+    assert kinds["selqa-dev"] > 0
+    assert kinds["nq-open-oracle"] == 4
+    asked = {group.query for group in groups}
+    assert not asked & {group.query for group in dev if group.judged}
+    assert "squad-sentences 0: what of panda?" not in asked
+    for group in groups:
+        assert len(set(map(normalise, group.passages))) == len(group.passages)
+        assert sum(group.target) == pytest.approx(1, abs=1e-3)
+    (paragraph, *_) = [group for group in groups if group.kind == "squad-paragraphs"]
+    assert paragraph.gains[0] == 1
+    assert len(paragraph.passages[0].split()) > 20
+
+    again = refine.prepare_refinement(data, tmp_path / "kept", device="cpu")
+    assert again == (groups, dev)
+
+
+def test_both_stages_make_a_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[list[Group]] = []
+
+    def short(model: Any, groups: list[Group], dev: list[Group], *rest: Any) -> Any:
+        stages.append(groups)
+        return fit(model, groups[:8], dev[:8], *rest)
+
+    def few(model: Any, start: Any, dev: list[Group], *rest: Any) -> Any:
+        return interpolate(model, start, dev[:8], *rest)
+
+    monkeypatch.setattr(api, "fit", short)
+    monkeypatch.setattr(api, "interpolate", few)
+    made = train_bundled(data, tmp_path / "out", minutes=0.02, device="cpu")
+
+    assert len(stages) == 2
+    assert "squad-paragraphs" not in {group.kind for group in stages[0]}
+    assert "squad-paragraphs" in {group.kind for group in stages[1]}
+    loaded = load_cross_encoder(made.path, device="cpu")
+    assert float(loaded[1].scale) == pytest.approx(made.scale)
+    assert (made.path / "onnx" / "model.onnx").is_file()
+    card = (made.path / "README.md").read_text()
+    assert "--bundled" in card
+    assert "--minutes 0.02" in card
+
+
+def test_the_second_stage_goes_on_from_a_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started(Exception):
+        pass
+
+    def refuse(model: Any, groups: list[Group], *rest: Any) -> Any:
+        raise Started(model, groups)
+
+    monkeypatch.setattr(api, "fit", refuse)
+    with pytest.raises(Started) as started:
+        train_bundled(data, tmp_path / "out", trunk="bundled", device="cpu")
+
+    model, groups = started.value.args
+    assert "squad-paragraphs" in {group.kind for group in groups}
+    expected = Reranker(precision="fp32").score("what of paris", ["the capital", "the bamboo"])
+    scorer = Scorer(model, max_length=32, micro_batch=8, bf16=False, device="cpu")
+    got = scorer(["what of paris"] * 2, ["the capital", "the bamboo"]).detach().numpy()
+    assert np.abs(got - expected).max() < 1e-3
