@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import tiny
 from test_training import RIDDLES, config, riddles, tiny_model
 
 from rerank_plugins import Reranker
@@ -101,6 +102,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for q, a in RIDDLES.items()
     ]
     monkeypatch.setattr(_bundled, "_documents", lambda corpus: documents)
+    for module in (_bundled, refine, api):
+        monkeypatch.setattr(module, "minilm_directory", lambda extra: tiny("bert"))
     for module, name, few in (
         (_bundled, "PSEUDO_QUERIES", 8),
         (refine, "PSEUDO", 8),
