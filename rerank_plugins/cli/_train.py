@@ -105,10 +105,8 @@ def train(
         "licences": licences,
     }
     chosen: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
-    alone = {"trunk"} if bundled else set()
-    given = [
-        "--license" if name == "licences" else f"--{name.replace('_', '-')}" for name in chosen if name not in alone
-    ]
+    names = [name for name in chosen if not (bundled and name == "trunk")]
+    given = ["--license" if name == "licences" else f"--{name.replace('_', '-')}" for name in names]
     given += [name for name, on in (("--no-mine", mine), ("--no-export", export)) if not on]
     if bundled and (len(data) != 1 or given):
         raise ConfigurationError(

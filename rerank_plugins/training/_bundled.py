@@ -179,6 +179,7 @@ def evaluation_queries(data_dir: Path) -> set[str]:
 
 
 def clean(pairs: list[Pair], forbidden: set[str]) -> list[Pair]:
+    """The pairs without forbidden queries and passages, and with one question mark where there are several."""
     kept = []
     for pair in pairs:
         query = re.sub(r"\s*\?[\s?]*$", "?", pair.query).strip()
@@ -187,9 +188,30 @@ def clean(pairs: list[Pair], forbidden: set[str]) -> list[Pair]:
     return kept
 
 
-def _questions(pairs: list[Pair], limit: int, rng: random.Random) -> Questions:
+def some_questions(pairs: list[Pair], limit: int, rng: random.Random) -> Questions:
     found = answered(pairs)
     return rng.sample(found, limit) if len(found) > limit else found
+
+
+def passages_of(questions: Questions) -> list[str]:
+    """Every judged passage once, in order."""
+    return list(dict.fromkeys(text for _, labels in questions for text in labels))
+
+
+def pseudo_groups(
+    pool: Sequence[tuple[str, str]],
+    vectors: Vectors,
+    encode: Callable[[str, Sequence[str]], Vectors],
+    forbidden: set[str],
+    *,
+    count: int,
+    size: int,
+    seed: int,
+) -> list[Group]:
+    """Groups of queries cut from a pool of (title, text) whose vectors are given, labelled by the encoder alone."""
+    queries = [query for query in pseudo_queries(pool, count, seed) if normalise(query[0]) not in forbidden]
+    query_vectors = encode("pseudo queries", [query for query, _, _ in queries])
+    return distilled_groups(queries, query_vectors, [text for _, text in pool], vectors, size=size, seed=seed)
 
 
 def prepare(
@@ -227,8 +249,8 @@ def prepare(
     sets: dict[str, tuple[Questions, Questions, list[str]]] = {}
     for name, limit in LABELLED_SETS.items():
         train, dev = split_pairs(clean(read_pairs(data / "train" / name), forbidden))
-        questions, held_out = _questions(train, limit, rng), _questions(dev, 25, rng)
-        own = list(dict.fromkeys(text for _, labels in [*questions, *held_out] for text in labels))
+        questions, held_out = some_questions(train, limit, rng), some_questions(dev, 25, rng)
+        own = passages_of([*questions, *held_out])
         if len(own) > PASSAGES_PER_SET:
             # Every positive must stay; of the negatives, as many as fit.
             positive = {t for _, labels in [*questions, *held_out] for t, label in labels.items() if label > 0}
@@ -240,7 +262,7 @@ def prepare(
         sets[name] = questions, held_out, own
 
     seen = {normalise(text) for _, _, own in sets.values() for text in own}
-    documents = free_documents(data / "corpus", forbidden | seen)
+    documents = [item for item in free_documents(data / "corpus", forbidden) if normalise(item[1]) not in seen]
     titles, texts = [title for title, _ in documents], [text for _, text in documents]
     encode = encoder_with_cache(BiEncoder(minilm_directory("train"), device=device), out / "vectors", progress)
     vectors = {name: encode(name, own) for name, (_, _, own) in sets.items()}
@@ -276,15 +298,10 @@ def prepare(
         pool += [("", sets[name][2][row]) for row in rows]
         pool_vectors.append(vectors[name][rows])
     everything = np.concatenate(pool_vectors)
-    for count, into, offset in ((PSEUDO_QUERIES, groups, 1), (60, dev_groups, 2)):
-        queries = [q for q in pseudo_queries(pool, count, seed + offset) if normalise(q[0]) not in forbidden]
-        query_vectors = encode("pseudo queries", [query for query, _, _ in queries])
-        passages = [text for _, text in pool]
-        made = distilled_groups(
-            queries, query_vectors, passages, everything, size=8 if into is groups else 12, seed=seed + offset
-        )
-        # One dev measure for them all: each kind alone would be a handful of queries.
-        into += made if into is groups else [replace(group, kind="pseudo") for group in made]
+    groups += pseudo_groups(pool, everything, encode, forbidden, count=PSEUDO_QUERIES, size=8, seed=seed + 1)
+    # One dev measure for them all: each kind alone would be a handful of queries.
+    held_out_queries = pseudo_groups(pool, everything, encode, forbidden, count=60, size=12, seed=seed + 2)
+    dev_groups += [replace(group, kind="pseudo") for group in held_out_queries]
 
     # Question to question, as in FAQ search: each training question among all others.
     for name, count in QUESTION_SOURCES.items():

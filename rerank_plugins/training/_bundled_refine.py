@@ -15,6 +15,9 @@ from rerank_plugins.training._bundled import (
     encoder_with_cache,
     evaluation_queries,
     free_documents,
+    passages_of,
+    pseudo_groups,
+    some_questions,
 )
 from rerank_plugins.training._data import (
     Group,
@@ -22,13 +25,12 @@ from rerank_plugins.training._data import (
     answered,
     groups_from_pairs,
     is_held_out,
-    normalise,
     read_groups,
     read_pairs,
     split_pairs,
     write_groups,
 )
-from rerank_plugins.training._mining import BiEncoder, Progress, distilled_groups, labelled_groups, pseudo_queries
+from rerank_plugins.training._mining import BiEncoder, Progress, labelled_groups
 
 SENTENCES, PARAGRAPHS = 4500, 4500
 """SQuAD questions asked of sentences, and others asked of paragraphs."""
@@ -60,10 +62,6 @@ def paragraphs(sentences: Sequence[str], words: int = 70) -> list[tuple[str, lis
             found.append((" ".join(current), current))
             current = []
     return [*found, (" ".join(current), current)] if current else found
-
-
-def _passages(parts: Sequence[Questions]) -> list[str]:
-    return list(dict.fromkeys(text for part in parts for _, labels in part for text in labels))
 
 
 def prepare_refinement(
@@ -127,7 +125,7 @@ def prepare_refinement(
     unseen = rng.sample([item for item in asked if item[0] in held], HELD_OUT["squad-sentences"])
     rng.shuffle(training)
     ordered = list(dict.fromkeys(text for _, labels in asked for text, label in labels.items() if label > 0))
-    add("squad-sentences", training[:SENTENCES], unseen, _passages([asked]), alone=True)
+    add("squad-sentences", training[:SENTENCES], unseen, passages_of(asked), alone=True)
     whole = paragraphs(ordered)
     of = {sentence: text for text, sentences in whole for sentence in sentences}
 
@@ -138,22 +136,19 @@ def prepare_refinement(
     add("squad-paragraphs", of_paragraphs(chosen), of_paragraphs(unseen), [text for text, _ in whole])
 
     selqa, selqa_dev = split_pairs(clean(read_pairs(data / "train" / "selqa-dev"), forbidden))
-    add("selqa-dev", answered(selqa), [], _passages([answered(selqa)]), alone=True)
+    add("selqa-dev", answered(selqa), [], passages_of(answered(selqa)), alone=True)
     groups += groups_from_pairs(selqa, 8, seed, "selqa-dev")
     dev += groups_from_pairs(_some(selqa_dev, HELD_OUT["selqa-dev"], rng), 16, seed, "selqa-dev")
 
     for name in sorted(set(LABELLED_SETS) - {"squad-sentences", "selqa-dev", "covid-question-similarity"}):
         train, held_out = split_pairs(clean(read_pairs(data / "train" / name), forbidden))
-        questions, later = answered(train), answered(held_out)
-        questions = rng.sample(questions, min(PASSAGES[name], len(questions)))
-        later = rng.sample(later, min(HELD_OUT.get(name, 20), len(later)))
-        add(name, questions, later, _passages([questions, later]))
+        questions = some_questions(train, PASSAGES[name], rng)
+        later = some_questions(held_out, HELD_OUT.get(name, 20), rng)
+        add(name, questions, later, passages_of([*questions, *later]))
 
-    for count, size, into, offset in ((PSEUDO, 8, groups, 1), (50, 10, dev, 2)):
-        queries = [q for q in pseudo_queries(documents, count, seed + offset) if normalise(q[0]) not in forbidden]
-        vectors = encode("pseudo queries", [query for query, _, _ in queries])
-        made = distilled_groups(queries, vectors, texts, document_vectors, size=size, seed=seed + offset)
-        into += made if into is groups else [replace(group, kind="pseudo") for group in made]
+    groups += pseudo_groups(documents, document_vectors, encode, forbidden, count=PSEUDO, size=8, seed=seed + 1)
+    unseen_queries = pseudo_groups(documents, document_vectors, encode, forbidden, count=50, size=10, seed=seed + 2)
+    dev += [replace(group, kind="pseudo") for group in unseen_queries]
 
     rng.shuffle(groups)
     write_groups(kept[1], dev)

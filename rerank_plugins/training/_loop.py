@@ -252,13 +252,7 @@ def fit(
     trunk, head = model[0].auto_model.to(device), model[1].to(device)
     # Evaluation mode throughout: dropout costs time and, over a single epoch, helps nothing.
     trunk.eval()
-    scorer = Scorer(
-        model,
-        max_length=config.max_length,
-        micro_batch=config.micro_batch,
-        bf16=native_bf16(device) if config.bf16 is None else config.bf16,
-        device=device,
-    )
+    scorer = _scorer(model, config, device)
     torch.manual_seed(config.seed)
     if config.freeze_embeddings:
         trunk.get_input_embeddings().requires_grad_(False)
@@ -373,8 +367,7 @@ def fit(
             state["stale"] += 1
         swap(before)
         if progress is not None:
-            kinds = " ".join(f"{kind} {value:.3f}" for kind, value in by_kind.items())
-            progress(f"step {state['step']}: dev nDCG@10 {mean:.4f} ({kinds})", min(1.0, share()))
+            progress(f"step {state['step']}: {_news(mean, by_kind)}", min(1.0, share()))
 
     per_epoch = math.ceil(len(groups) / config.groups_per_step)
     last_saved = time.monotonic()
@@ -466,9 +459,7 @@ def interpolate(
         The share that was chosen.
     """
     torch: Any = import_extra("torch", "train")
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = native_bf16(device) if config.bf16 is None else config.bf16
-    scorer = Scorer(model, max_length=config.max_length, micro_batch=config.micro_batch, bf16=bf16, device=device)
+    scorer = _scorer(model, config, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     parameters = list(model.parameters())
     trained = [parameter.detach().clone() for parameter in parameters]
 
@@ -482,11 +473,19 @@ def interpolate(
         mix(share)
         found[share], by_kind, _ = evaluate_groups(scorer, dev)
         if progress is not None:
-            kinds = " ".join(f"{kind} {value:.3f}" for kind, value in by_kind.items())
-            progress(f"share {share:g}: dev nDCG@10 {found[share]:.4f} ({kinds})", number / len(shares))
+            progress(f"share {share:g}: {_news(found[share], by_kind)}", number / len(shares))
     best = max(found, key=lambda share: found[share])
     mix(best)
     return best
+
+
+def _scorer(model: Any, config: TrainingConfig, device: str) -> Scorer:
+    bf16 = native_bf16(device) if config.bf16 is None else config.bf16
+    return Scorer(model, max_length=config.max_length, micro_batch=config.micro_batch, bf16=bf16, device=device)
+
+
+def _news(mean: float, by_kind: dict[str, float]) -> str:
+    return f"dev nDCG@10 {mean:.4f} ({' '.join(f'{kind} {value:.3f}' for kind, value in by_kind.items())})"
 
 
 def _digest(groups: Sequence[Group]) -> str:
