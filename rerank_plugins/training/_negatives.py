@@ -205,9 +205,11 @@ def mine(
     pair of a best-graded passage and a negative; the scores are the cross-encoder's logits. It appears when all is
     done. Queries of a ``test`` split are left out.
 
-    `sentence_transformers.util.mine_hard_negatives` is not used: it scores every candidate of every query instead of
-    stopping at enough negatives, draws progress bars unasked, knows no judged negatives, and takes a copy of the
-    relevant passage in other letter case for a negative.
+    `sentence_transformers.util.mine_hard_negatives` (6.2) is not used: it scores every candidate of every query instead
+    of stopping at enough negatives, knows no judged negatives, and takes a copy of the relevant passage in other letter
+    case for a negative. For the same 80 triples of 20 Natural Questions it scored 860 pairs and took 65 s, this
+    function with the same cross-encoder in torch 100 pairs and 7.1 s, 6.2 s as it comes (``benchmarks/mining.py``,
+    medians of 2 rounds on two cores of an Intel Xeon at 2.5 GHz).
 
     Args:
         data: As for `train`; every passage, and the whole corpus of a BEIR folder, is a candidate.
