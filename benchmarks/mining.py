@@ -1,6 +1,6 @@
 """Hard negatives: `rerank_plugins.training.mine` and sentence-transformers' `mine_hard_negatives`, in one run.
 
-    python benchmarks/mining.py ../shared/data/train/nq-open-oracle [--queries 150] [--rounds 3] [--json]
+    python benchmarks/mining.py DATA/train/nq-open-oracle [--queries 20] [--rounds 3] [--json]
 
 Both take the bundled model's weights as the cross-encoder in torch, all-MiniLM-L6-v2 as the bi-encoder, the same
 questions and passages, up to four negatives each, and leave out what the cross-encoder gives a probability of a half.
@@ -36,7 +36,7 @@ NEGATIVES = 4
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path, help="folder with pairs.jsonl.gz")
-parser.add_argument("--queries", type=int, default=150)
+parser.add_argument("--queries", type=int, default=20)
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--json", action="store_true")
 
@@ -47,7 +47,6 @@ def main() -> None:
     questions = answered(read_pairs(arguments.data))
     questions = random.Random(0).sample(questions, min(arguments.queries, len(questions)))
     passages = list(dict.fromkeys(text for _, labels in questions for text in labels))
-    encoder_path = minilm_directory("train")
     scored = {"pairs": 0}
 
     with tempfile.TemporaryDirectory() as directory:
@@ -74,7 +73,7 @@ def main() -> None:
             return predict(pairs, *rest, **named)
 
         cross_encoder.predict = counted
-        encoder = SentenceTransformer(str(encoder_path))
+        encoder = SentenceTransformer(str(minilm_directory("train")))
         columns = {"query": [query for _, query, _ in relevant], "positive": [text for _, _, text in relevant]}
 
         def theirs() -> tuple[int, int]:

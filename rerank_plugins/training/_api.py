@@ -40,7 +40,7 @@ from rerank_plugins.training._loop import (
     fit,
     interpolate,
 )
-from rerank_plugins.training._mining import BiEncoder, Progress
+from rerank_plugins.training._mining import BiEncoder, Progress, torch_device
 from rerank_plugins.training._negatives import filter_limit, mined_groups
 from rerank_plugins.training._teacher import (
     TRUNK,
@@ -457,7 +457,7 @@ def _calibrate(model: Any, dev: Sequence[Group], config: TrainingConfig) -> tupl
     judged = [group for group in dev if group.judged]
     if not judged:
         return None, None
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch_device(config.device)
     # As it will be used: in float32, and with texts of full length.
     scorer = Scorer(model, max_length=model[0].max_seq_length or 512, micro_batch=32, bf16=False, device=device)
     _, _, logits = evaluate_groups(scorer, judged)

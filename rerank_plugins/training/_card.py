@@ -19,6 +19,7 @@ from rerank_plugins.conversion import ConversionReport
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._data import DataSource, Group
 from rerank_plugins.training._loop import TrainingConfig, TrainingResult
+from rerank_plugins.training._mining import torch_device
 
 NOT_STATED = "not stated"
 BUNDLED = "bundled"
@@ -153,7 +154,7 @@ def machine(device: str | None) -> str:
     """Processor, system and versions, in one line."""
     import torch
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch_device(device)
     where = torch.cuda.get_device_name(chosen) if chosen.startswith("cuda") else processor()[0]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "sentence-transformers"))
     return f"{where}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {versions}"

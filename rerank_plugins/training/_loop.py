@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rerank_plugins._extras import import_extra
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training._data import Group
-from rerank_plugins.training._mining import native_bf16
+from rerank_plugins.training._mining import native_bf16, torch_device
 
 Progress = Callable[[str, float], None]
 Loss = Literal["mix", "listwise", "binary"]
@@ -246,7 +246,7 @@ def fit(
         raise ConfigurationError("There is nothing to train on: no query has both a positive and a negative passage.")
     if config.patience is not None and not dev:
         raise ConfigurationError("patience needs dev groups to measure, and there are none. Leave it at None.")
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch_device(config.device)
     folder = Path(checkpoints)
     folder.mkdir(parents=True, exist_ok=True)
     trunk, head = model[0].auto_model.to(device), model[1].to(device)
@@ -459,7 +459,7 @@ def interpolate(
         The share that was chosen.
     """
     torch: Any = import_extra("torch", "train")
-    scorer = _scorer(model, config, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    scorer = _scorer(model, config, torch_device(config.device))
     parameters = list(model.parameters())
     trained = [parameter.detach().clone() for parameter in parameters]
 

@@ -22,6 +22,12 @@ Vectors = NDArray[np.float32]
 _WORD = re.compile(r"[^\W\d_][\w'-]+")
 
 
+def torch_device(device: str | None) -> str:
+    """The torch device that is meant: None is a GPU where there is one."""
+    torch: Any = import_extra("torch", "train")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def native_bf16(device: str) -> bool:
     """Whether a torch device multiplies bfloat16 natively; emulated, it is several times slower than float32."""
     torch: Any = import_extra("torch", "train")
@@ -44,7 +50,7 @@ class BiEncoder:
         self._torch: Any = import_extra("torch", "train")
         transformers: Any = import_extra("transformers", "train")
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(path))
-        self._device = device or ("cuda" if self._torch.cuda.is_available() else "cpu")
+        self._device = torch_device(device)
         model = transformers.AutoModel.from_pretrained(os.fspath(path), attn_implementation="eager")
         self._model = model.eval().to(self._device)
         self._bf16 = native_bf16(self._device)
