@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import tiny
+from transformers import BertModel
 
 from rerank_plugins import Reranker
 from rerank_plugins.backends._late_interaction import (
@@ -318,6 +319,56 @@ def test_head_needs_segments(tmp_path: Path) -> None:
         build_cross_encoder(tiny("roberta"), device="cpu")
 
 
+def token_vectors(model: Any, query: str, *texts: str) -> Any:
+    """Vectors of the first text's pair, padded to the longest."""
+    tokens = model[0].tokenizer([query] * len(texts), list(texts), padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        return model[0](dict(tokens))["token_embeddings"][0]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_far_below_zero_the_bias_parts_the_texts(attention: str) -> None:
+    model, faint, free = (
+        build_cross_encoder(
+            tiny("bert"), device="cpu", cross_bias=bias, model_kwargs={"attn_implementation": attention}
+        ).eval()
+        for bias in (-1e4, -3.0, 0.0)
+    )
+    query = "what of panda"
+    length = len(model[0].tokenizer(query)["input_ids"])
+
+    def change(of: Any) -> float:
+        one, other = (token_vectors(of, query, text)[:length] for text in ("the bamboo", "no capital"))
+        return float((one - other).abs().max())
+
+    assert change(model) == 0
+    assert 0 < change(faint) < change(free)
+    # The text still reads [CLS], as it did alone.
+    assert (token_vectors(model, "paris", "the bamboo")[-1] - token_vectors(model, "fox", "the bamboo")[-1]).any()
+
+
+def test_the_bias_leaves_padding_unseen() -> None:
+    model = tiny_model().eval()
+    alone = token_vectors(model, "what of panda", "the bamboo")
+
+    beside = token_vectors(model, "what of panda", "the bamboo", "the bamboo " * 9)
+
+    torch.testing.assert_close(beside[: len(alone)], alone)
+    half = build_cross_encoder(tiny("bert"), device="cpu", model_kwargs={"dtype": torch.float16}).eval()
+    assert torch.isfinite(token_vectors(half, "what of panda", "the bamboo", "the bamboo " * 9)).all()
+
+
+def test_without_a_bias_the_trunk_is_as_it_was() -> None:
+    model = build_cross_encoder(tiny("bert"), device="cpu", cross_bias=0.0).eval()
+    trunk = BertModel.from_pretrained(tiny("bert")).eval()
+    tokens = model[0].tokenizer(["what of panda"], ["the bamboo"], return_tensors="pt")
+
+    with torch.inference_mode():
+        expected = trunk(**tokens).last_hidden_state[0]
+
+    torch.testing.assert_close(token_vectors(model, "what of panda", "the bamboo"), expected)
+
+
 def test_a_saved_model_is_loaded_without_remote_code(tmp_path: Path) -> None:
     model = tiny_model()
     with torch.no_grad():
@@ -332,6 +383,7 @@ def test_a_saved_model_is_loaded_without_remote_code(tmp_path: Path) -> None:
     found = loaded.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert loaded.num_labels == 1
+    assert loaded[1].cross_bias == model[1].cross_bias != 0
     (tmp_path / "model" / "1_LateInteractionScore" / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match="could not be loaded"):
         load_cross_encoder(tmp_path / "model", device="cpu")

@@ -57,12 +57,12 @@ def test_the_best_mix_with_the_start_is_kept(tmp_path: Path) -> None:
     scorer = Scorer(model, max_length=32, micro_batch=32, bf16=False, device="cpu")
     learned = evaluate_groups(scorer, dev)[0]
 
-    assert interpolate(model, start, dev, settings, shares=(0.0, 1.0)) == 1.0
+    assert interpolate(model, start, dev, settings, measured=learned, shares=(0.0,)) == 1.0
     assert evaluate_groups(scorer, dev)[0] == pytest.approx(learned, abs=1e-6)
-    assert interpolate(model, trained, dev, settings, shares=(0.25,)) == 0.25
+    assert interpolate(model, trained, dev, settings, measured=0.0, shares=(0.25,)) == 0.25
     for one, other in zip(model.parameters(), trained, strict=True):
         torch.testing.assert_close(one, other)
-    assert interpolate(model, start, dev, settings, shares=(0.25,)) == 0.25
+    assert interpolate(model, start, dev, settings, measured=0.0, shares=(0.25,)) == 0.25
     for mixed, one, other in zip(model.parameters(), start, trained, strict=True):
         torch.testing.assert_close(mixed, 0.75 * one + 0.25 * other)
 
@@ -144,8 +144,8 @@ def test_both_stages_make_a_model(data: Path, tmp_path: Path, monkeypatch: pytes
         stages.append(groups)
         return fit(model, groups[:8], dev[:8], *rest)
 
-    def few(model: Any, start: Any, dev: list[Group], *rest: Any) -> Any:
-        return interpolate(model, start, dev[:8], *rest)
+    def few(model: Any, start: Any, dev: list[Group], *rest: Any, **settings: Any) -> Any:
+        return interpolate(model, start, dev[:8], *rest, **settings)
 
     monkeypatch.setattr(api, "fit", short)
     monkeypatch.setattr(api, "interpolate", few)
@@ -157,6 +157,7 @@ def test_both_stages_make_a_model(data: Path, tmp_path: Path, monkeypatch: pytes
     loaded = load_cross_encoder(made.path, device="cpu")
     assert float(loaded[1].scale) == pytest.approx(made.scale)
     assert (made.path / "onnx" / "model.onnx").is_file()
+    assert json.loads((made.path / "training.json").read_text())["share"] in (0.4, 0.7, 1.0)
     card = (made.path / "README.md").read_text()
     assert "--bundled" in card
     assert "--minutes 0.02" in card

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -269,7 +269,8 @@ def train_bundled(
 
     out = _prepared(out_dir, overwrite)
     data, work = Path(data_dir), out / _WORK
-    model = _start(trunk, seed)
+    # As the bundled weights were made: both texts read together from the start.
+    model = _start(trunk, seed, cross_bias=0.0)
     if trunk is None:
         first, first_dev = prepare(data, work / "data", seed=seed, device=device, progress=progress)
         early = TrainingConfig(minutes=_FIRST_STAGE * minutes, seed=seed, device=device)
@@ -288,8 +289,8 @@ def train_bundled(
     )
     start = [parameter.detach().clone() for parameter in model.parameters()]
     result = fit(model, groups, dev, config, work / "checkpoints", progress)
-    interpolate(model, start, dev, config, progress)
-    trained = _finish(model, trunk, groups, dev, config, result, out, True, progress)
+    share = interpolate(model, start, dev, config, progress, measured=result.best)
+    trained = _finish(model, trunk, groups, dev, config, result, out, True, progress, {"share": share})
     named = trunk if trunk is None else public_name(trunk)
     options = {"--bundled": True, "--trunk": named, "--minutes": minutes, "--seed": seed}
     _write_card(trained, trunk, groups, dev, config, command([data_dir], out, options))
@@ -398,8 +399,9 @@ def _finish(
     out: Path,
     export: bool,
     progress: Progress | None,
+    more: Mapping[str, float] | None = None,
 ) -> TrainedModel:
-    """Calibrates, saves and exports a model that was trained."""
+    """Calibrates, saves and exports a model that was trained; ``more`` is kept in ``training.json``."""
     work = out / _WORK
     before, after = _calibrate(model, dev, config)
     scale, shift = float(model[1].scale), float(model[1].shift)
@@ -419,13 +421,15 @@ def _finish(
         "ece_after": after,
         "scale": scale,
         "shift": shift,
+        **(more or {}),
     }
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(work, ignore_errors=True)
     return TrainedModel(out, result, before, after, scale, shift, report)
 
 
-def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
+def _start(trunk: str | os.PathLike[str] | None, seed: int, **settings: Any) -> Any:
+    """A model to train: the bundled one, one with our head, or a fresh head with ``settings`` over a trunk."""
     from rerank_plugins.backends._late_interaction import _has_our_head, build_cross_encoder, load_cross_encoder
 
     torch = import_extra("torch", "train")
@@ -438,7 +442,7 @@ def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
         model = load_cross_encoder(trunk, device="cpu", model_kwargs=eager)
     else:
         source = trunk if trunk is not None else minilm_directory("train")
-        return build_cross_encoder(source, device="cpu", model_kwargs=eager)
+        return build_cross_encoder(source, device="cpu", model_kwargs=eager, **settings)
     # The old calibration becomes part of the head, so that a new one can be fitted.
     with torch.no_grad():
         head = model[1]

@@ -439,7 +439,9 @@ def interpolate(
     dev: Sequence[Group],
     config: TrainingConfig,
     progress: Progress | None = None,
-    shares: Sequence[float] = (0.4, 0.7, 1.0),
+    *,
+    measured: float,
+    shares: Sequence[float] = (0.4, 0.7),
 ) -> float:
     """Leaves in ``model`` the best mix, by the dev groups, of its weights and those that its training started from.
 
@@ -453,10 +455,11 @@ def interpolate(
         dev: Groups to choose by.
         config: As for `fit`.
         progress: Called with a line of news for each share.
-        shares: Weights of the trained model to try.
+        measured: Mean dev measure of the model as trained, as `fit` gives it.
+        shares: Weights of the trained model to try beside 1.
 
     Returns:
-        The share that was chosen.
+        The share that was chosen, 1 if no other is better.
     """
     torch: Any = import_extra("torch", "train")
     scorer = _scorer(model, config, torch_device(config.device))
@@ -468,7 +471,7 @@ def interpolate(
             for parameter, one, other in zip(parameters, start, trained, strict=True):
                 parameter.copy_(torch.lerp(one.to(parameter.device), other, share))
 
-    found: dict[float, float] = {}
+    found = {1.0: measured}
     for number, share in enumerate(shares, 1):
         mix(share)
         found[share], by_kind, _ = evaluate_groups(scorer, dev)

@@ -35,7 +35,7 @@ def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = 
 
     torch: Any = import_extra("torch", "train")
     found = _parameters(Path(graph_path))
-    model: Any = build_cross_encoder(minilm_directory("train"), device="cpu", model_kwargs=model_kwargs)
+    model: Any = build_cross_encoder(minilm_directory("train"), device="cpu", cross_bias=0.0, model_kwargs=model_kwargs)
     trunk = model[0].auto_model
     wanted = {name for name, _ in trunk.named_parameters() if not name.startswith("pooler.")}
     values = {name.removeprefix(_TRUNK): torch.from_numpy(np.array(value)) for name, value in found.items()}
