@@ -358,6 +358,19 @@ def test_the_bias_leaves_padding_unseen() -> None:
     assert torch.isfinite(token_vectors(half, "what of panda", "the bamboo", "the bamboo " * 9)).all()
 
 
+@pytest.mark.parametrize(("family", "bias"), [("bert", -3), ("electra", -3), ("deberta-v2", 0)])
+def test_only_trunks_that_add_their_mask_get_a_bias(family: str, bias: float) -> None:
+    model = build_cross_encoder(tiny(family), max_length=64, device="cpu").eval()
+
+    assert model[1].cross_bias == bias
+    text = model.predict([("what of panda", "the bamboo")], activation_fn=torch.nn.Identity())
+    beside = model.predict(
+        [("what of panda", "the bamboo"), ("paris", "the capital " * 9)], activation_fn=torch.nn.Identity()
+    )
+    assert np.isfinite(beside).all()
+    np.testing.assert_allclose(beside[:1], text, atol=1e-4)
+
+
 def test_without_a_bias_the_trunk_is_as_it_was() -> None:
     model = build_cross_encoder(tiny("bert"), device="cpu", cross_bias=0.0).eval()
     trunk = BertModel.from_pretrained(tiny("bert")).eval()

@@ -33,6 +33,9 @@ from rerank_plugins.errors import ModelLoadError
 
 _HEAD_TYPE = "rerank_plugins.backends._late_interaction.LateInteractionScore"
 _EPS = 1e-6
+_CROSS_BIAS = -3.0
+_TAKE_A_BIAS = {"bert", "electra"}
+"""Model types that add a mask of four dimensions to their attention logits; DeBERTa takes it for true and false."""
 
 
 class LateInteractionScore(Module):  # type: ignore[misc]
@@ -166,7 +169,6 @@ def bias_attention(trunk: Any, bias: float) -> None:
         trunk: A BERT-style encoder, called with ``attention_mask`` and ``token_type_ids``, both (batch, tokens).
         bias: At -3 a token of the other text counts a twentieth of what it would.
     """
-
     plain = trunk.forward
 
     def forward(*, attention_mask: Tensor, token_type_ids: Tensor, **given: Any) -> Any:
@@ -186,7 +188,7 @@ def build_cross_encoder(
     trunk: str | os.PathLike[str],
     *,
     max_length: int = 512,
-    cross_bias: float = -3.0,
+    cross_bias: float | None = None,
     model_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> CrossEncoder:
@@ -195,7 +197,7 @@ def build_cross_encoder(
     Args:
         trunk: Directory or Hub id of a BERT-style encoder.
         max_length: Tokens per pair, special tokens included.
-        cross_bias: See `bias_attention`.
+        cross_bias: See `bias_attention`; None is -3 for the types of trunk that take one, otherwise 0.
         model_kwargs: Passed on to the trunk (``{"attn_implementation": "eager"}``).
         **kwargs: Passed on to `CrossEncoder` (``device=...``).
 
@@ -215,6 +217,8 @@ def build_cross_encoder(
         )
     config = body.auto_model.config
     config.num_labels = 1
+    if cross_bias is None:
+        cross_bias = _CROSS_BIAS if config.model_type in _TAKE_A_BIAS else 0.0
     bias_attention(body.auto_model, cross_bias)
     head = LateInteractionScore(int(config.hidden_size), cross_bias=cross_bias)
     built: CrossEncoder = CrossEncoder(modules=[body, head], **kwargs)
