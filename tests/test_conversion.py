@@ -45,6 +45,8 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model[1].linear.weight.normal_(generator=torch.Generator().manual_seed(0))
         model[1].scale.fill_(0.5)
         model[1].shift.fill_(-3.0)
+    tokens = model[0].tokenizer([text for pair in PAIRS for text in pair], add_special_tokens=False)
+    model[1].know_rarity(tokens["input_ids"])
     model.save_pretrained(str(path), create_model_card=False)
     return path
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +266,9 @@ def features(segments: list[tuple[int, int]], width: int, dim: int = 8, seed: in
         hidden[row, :length] = torch.randn(length, dim, generator=torch.Generator().manual_seed(seed + row))
         mask[row, :length] = 1
         types[row, query + 2 : length] = 1
-    return {"token_embeddings": hidden, "attention_mask": mask, "token_type_ids": types}
+    # Words of a small vocabulary, so that query and document share some.
+    ids = torch.randint(3, 9, mask.shape, generator=torch.Generator().manual_seed(seed)) * mask
+    return {"token_embeddings": hidden, "input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 def test_head_is_what_its_docstring_says() -> None:
@@ -286,9 +290,48 @@ def test_head_is_what_its_docstring_says() -> None:
     assert head(given)["scores"].item() == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_head_does_not_see_padding() -> None:
-    head = LateInteractionScore(8)
+def rare_and_common() -> LateInteractionScore:
+    """A head that knows that token 3 is rare, and that every document has token 8."""
+    head = LateInteractionScore(8, vocab_size=9)
+    head.know_rarity([[8, 8, 3], *([8, token] for token in (4, 5, 6, 7) * 3)], special=[0, 1, 2])
+    return head
+
+
+def test_rarity_is_the_idf_of_bm25() -> None:
+    head = rare_and_common()
+
+    assert head.idf[3] == pytest.approx(np.log(1 + 12.5 / 1.5))
+    assert head.idf[4] == pytest.approx(np.log(1 + 10.5 / 3.5))
+    assert head.idf[8] == pytest.approx(np.log(1 + 0.5 / 13.5))
+    assert not head.idf[:3].any()
+    with pytest.raises(InputError, match="at least one document"):
+        head.know_rarity([])
+
+
+def test_shared_words_count_by_how_rare_they_are() -> None:
+    head, without = rare_and_common(), LateInteractionScore(8)
+    given = features([(3, 5)], 14)
+
+    def lexical(query: list[int], document: list[int]) -> float:
+        given["input_ids"][0, :11] = torch.tensor([1, *query, 2, *document, 2])
+        return head(given)["scores"].item() - without(given)["scores"].item()
+
+    usual = 0.9 * (0.6 + 0.4 * 5 / 80)
+    idf = head.idf
+    assert lexical([3, 4, 8], [5, 6, 5, 6, 7]) == pytest.approx(0, abs=1e-5)
+    assert lexical([3, 3, 3], [5, 3, 5, 3, 7]) == pytest.approx(5 * 2 / (2 + usual), abs=1e-4)
+    mixed = (idf[3] * 1 / (1 + usual) + idf[8] * 3 / (3 + usual)) / (idf[3] + idf[8] + idf[4])
+    assert lexical([3, 4, 8], [8, 8, 3, 8, 7]) == pytest.approx(float(5 * mixed), abs=1e-4)
+    assert lexical([3, 4, 8], [3, 5, 5, 5, 5]) > lexical([3, 4, 8], [8, 8, 8, 8, 8])
+    # [SEP] of both texts is no shared word, and [UNK] no known one.
+    assert lexical([2, 2, 2], [2, 2, 2, 2, 2]) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: LateInteractionScore(8), rare_and_common])
+def test_head_does_not_see_padding(make: Callable[[], LateInteractionScore]) -> None:
+    head = make()
     narrow, wide = features([(3, 5)], 11), features([(3, 5)], 32)
+    wide["input_ids"][0, :11] = narrow["input_ids"][0]
     wide["token_embeddings"][0, 11:] = 7.0
 
     torch.testing.assert_close(head(narrow)["scores"], head(wide)["scores"])
@@ -298,7 +341,7 @@ def test_head_does_not_see_padding() -> None:
 def test_head_is_finite_without_tokens(segments: tuple[int, int]) -> None:
     given = features([segments], 12)
     given["token_embeddings"].requires_grad_()
-    head = LateInteractionScore(8)
+    head = rare_and_common()
 
     score = head(given)["scores"]
     score.sum().backward()
@@ -369,6 +412,18 @@ def test_only_trunks_that_add_their_mask_get_a_bias(family: str, bias: float) ->
     )
     assert np.isfinite(beside).all()
     np.testing.assert_allclose(beside[:1], text, atol=1e-4)
+
+
+def test_a_copy_has_a_trunk_of_its_own() -> None:
+    model = tiny_model().eval()
+    copied = copy.deepcopy(model)
+    before = token_vectors(model, "what of panda", "the bamboo")
+    with torch.no_grad():
+        for parameter in copied[0].parameters():
+            parameter.zero_()
+
+    torch.testing.assert_close(token_vectors(model, "what of panda", "the bamboo"), before)
+    assert not token_vectors(copied, "what of panda", "the bamboo").any()
 
 
 def test_without_a_bias_the_trunk_is_as_it_was() -> None:
@@ -530,6 +585,11 @@ def test_train_makes_a_model_that_loads(tmp_path: Path) -> None:
         export=False,
     )
     assert again.conversion is None
+    tokenizer = loaded[0].tokenizer
+    words = tokenizer("the bamboo", add_special_tokens=False)["input_ids"]
+    assert (loaded[1].idf[words] > 0).all()
+    assert not loaded[1].idf[tokenizer.all_special_ids].any()
+    assert torch.equal(load_cross_encoder(again.path, device="cpu")[1].idf, loaded[1].idf)
 
 
 def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
@@ -557,6 +617,8 @@ def test_the_bundled_model_can_be_trained_further(tmp_path: Path) -> None:
     )
     trained = train(data, tmp_path / "mine", trunk="bundled", steps=1, mine=False, export=False)
     assert "base_model" not in (trained.path / "README.md").read_text()
+    # A few pairs say less of how rare words are than what the bundled model knows.
+    assert torch.equal(load_cross_encoder(trained.path, device="cpu")[1].idf, model[1].idf)
     assert Reranker(trained.path, backend="torch").rank("what of paris", ["the bamboo", "the capital"]).items
 
 

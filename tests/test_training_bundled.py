@@ -19,7 +19,6 @@ from rerank_plugins.backends._late_interaction import load_cross_encoder
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training import _api as api
 from rerank_plugins.training import _bundled, fit, train_bundled
-from rerank_plugins.training import _bundled_refine as refine
 from rerank_plugins.training._data import Group, normalise
 from rerank_plugins.training._loop import Scorer, evaluate_groups, interpolate
 
@@ -70,7 +69,7 @@ def test_the_best_mix_with_the_start_is_kept(tmp_path: Path) -> None:
 def test_paragraphs_are_neighbouring_sentences() -> None:
     sentences = [f"sentence {number} has five words" for number in range(8)]
 
-    found = refine.paragraphs(sentences, words=15)
+    found = _bundled.paragraphs(sentences, words=15)
 
     assert [len(part) for _, part in found] == [3, 3, 2]
     assert [text for _, part in found for text in part] == sentences
@@ -98,31 +97,31 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "eval" / "set" / "queries.jsonl").write_text(json.dumps({"_id": "1", "text": secret}) + "\n")
     documents = [
         (f"Title {n}", f"Text {n} is of the {a}. It has a second sentence on {q}, of a good many words.")
-        for n in range(4)
+        for n in range(5)
         for q, a in RIDDLES.items()
     ]
     monkeypatch.setattr(_bundled, "_documents", lambda corpus: documents)
-    for module in (_bundled, refine, api):
+    for module in (_bundled, api):
         monkeypatch.setattr(module, "minilm_directory", lambda extra: tiny("bert"))
-    for module, name, few in (
-        (_bundled, "PSEUDO_QUERIES", 8),
-        (refine, "PSEUDO", 8),
-        (refine, "SENTENCES", 12),
-        (refine, "PARAGRAPHS", 12),
-        (refine, "PASSAGES", dict.fromkeys(_bundled.LABELLED_SETS, 4)),
-        (refine, "HELD_OUT", {"squad-sentences": 2, "selqa-dev": 2}),
+    for name, few in (
+        ("LABELLED_SETS", {**dict.fromkeys(_bundled.LABELLED_SETS, 4), "squad-sentences": 64}),
+        ("HELD_OUT", {"squad-sentences": 2, "selqa-dev": 2}),
+        ("PSEUDO_QUERIES", 8),
+        ("QUESTION_SOURCES", {"squad-sentences": 5}),
     ):
-        monkeypatch.setattr(module, name, few)
+        monkeypatch.setattr(_bundled, name, few)
     return folder
 
 
-def test_the_second_stage_asks_of_sentences_and_paragraphs(data: Path, tmp_path: Path) -> None:
-    groups, dev = refine.prepare_refinement(data, tmp_path / "kept", device="cpu")
+def test_the_recipe_asks_of_sentences_and_paragraphs(data: Path, tmp_path: Path) -> None:
+    groups, dev = _bundled.prepare(data, tmp_path / "kept", device="cpu")
 
     kinds = Counter(group.kind for group in groups)
-    assert kinds["squad-sentences"] == kinds["squad-paragraphs"] == 12
+    assert kinds["squad-sentences"] == kinds["squad-paragraphs"] == 32
     assert kinds["selqa-dev"] > 0
     assert kinds["nq-open-oracle"] == 4
+    assert kinds["question"] == 5
+    assert sum(kinds[kind] for kind in ("title", "keywords", "span", "sentence")) > 0
     asked = {group.query for group in groups}
     assert not asked & {group.query for group in dev if group.judged}
     assert "squad-sentences 0: what of panda?" not in asked
@@ -131,17 +130,14 @@ def test_the_second_stage_asks_of_sentences_and_paragraphs(data: Path, tmp_path:
         assert sum(group.target) == pytest.approx(1, abs=1e-3)
     (paragraph, *_) = [group for group in groups if group.kind == "squad-paragraphs"]
     assert paragraph.gains[0] == 1
-    assert len(paragraph.passages[0].split()) > 20
+    assert len(paragraph.passages[0].split()) >= 20
 
-    again = refine.prepare_refinement(data, tmp_path / "kept", device="cpu")
+    again = _bundled.prepare(data, tmp_path / "kept", device="cpu")
     assert again == (groups, dev)
 
 
-def test_both_stages_make_a_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages: list[list[Group]] = []
-
+def test_the_recipe_makes_a_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def short(model: Any, groups: list[Group], dev: list[Group], *rest: Any) -> Any:
-        stages.append(groups)
         return fit(model, groups[:8], dev[:8], *rest)
 
     def few(model: Any, start: Any, dev: list[Group], *rest: Any, **settings: Any) -> Any:
@@ -151,11 +147,9 @@ def test_both_stages_make_a_model(data: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(api, "interpolate", few)
     made = train_bundled(data, tmp_path / "out", minutes=0.02, device="cpu")
 
-    assert len(stages) == 2
-    assert "squad-paragraphs" not in {group.kind for group in stages[0]}
-    assert "squad-paragraphs" in {group.kind for group in stages[1]}
     loaded = load_cross_encoder(made.path, device="cpu")
     assert float(loaded[1].scale) == pytest.approx(made.scale)
+    assert loaded[1].idf.any()
     assert (made.path / "onnx" / "model.onnx").is_file()
     assert json.loads((made.path / "training.json").read_text())["share"] in (0.4, 0.7, 1.0)
     card = (made.path / "README.md").read_text()
@@ -163,7 +157,7 @@ def test_both_stages_make_a_model(data: Path, tmp_path: Path, monkeypatch: pytes
     assert "--minutes 0.02" in card
 
 
-def test_the_second_stage_goes_on_from_a_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_goes_on_from_a_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Started(Exception):
         pass
 

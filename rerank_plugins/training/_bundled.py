@@ -21,6 +21,8 @@ from rerank_plugins.training._data import (
     Group,
     Pair,
     answered,
+    groups_from_pairs,
+    is_held_out,
     normalise,
     read_groups,
     read_pairs,
@@ -38,33 +40,30 @@ from rerank_plugins.training._mining import (
 
 LABELLED_SETS: dict[str, int] = {
     "squad-sentences": 9000,
-    "nq-open-oracle": 4000,
-    "medquad": 2800,
-    "selqa-dev": 2000,
-    "covidqa-deepset": 2000,
-    "pubmedqa-labeled": 2000,
-    "tatqa-dev": 2000,
-    "covid-question-similarity": 1000,
-    "multihop-small": 1000,
+    "nq-open-oracle": 2500,
+    "medquad": 1000,
+    "selqa-dev": 1500,
+    "covidqa-deepset": 400,
+    "pubmedqa-labeled": 300,
+    "tatqa-dev": 400,
+    "covid-question-similarity": 300,
+    "multihop-small": 150,
 }
-"""The sets with a licence that permits it, and the largest number of their queries to use."""
+"""The sets with a licence that permits it, and the largest number of their questions to use. Half of SQuAD's are asked
+of sentences, the others of paragraphs."""
+
+HELD_OUT = {"squad-sentences": 70, "selqa-dev": 50, "nq-open-oracle": 50}
+"""Queries held out of each set; 20 of those not named."""
+
+PSEUDO_QUERIES = 3400
+QUESTION_SOURCES = {"squad-sentences": 250, "nq-open-oracle": 250, "medquad": 400}
+"""Sets whose questions are compared with each other, and how many of them."""
+
+MARGIN = -0.1
+"""A passage that the bi-encoder puts so far above the answer is likely to be another answer; just above it stand the
+passages that a reranker is there to tell from it."""
 
 Questions = list[tuple[str, dict[str, float]]]
-
-PSEUDO_QUERIES = 17000
-PSEUDO_SOURCES = {
-    "nq-open-oracle": 4500,
-    "medquad": 3000,
-    "covidqa-deepset": 1500,
-    "squad-sentences": 3000,
-    "pubmedqa-labeled": 800,
-    "tatqa-dev": 1000,
-}
-"""Passages of the labelled sets that, beside the free collections, pseudo queries are cut from."""
-
-QUESTION_SOURCES = {"squad-sentences": 900, "nq-open-oracle": 500, "medquad": 600}
-"""Sets whose questions are compared with each other, and how many of them."""
-PASSAGES_PER_SET = 9000
 
 
 def _chunks(text: str, title: str, words: int = 90) -> list[tuple[str, str]]:
@@ -214,6 +213,18 @@ def pseudo_groups(
     return distilled_groups(queries, query_vectors, [text for _, text in pool], vectors, size=size, seed=seed)
 
 
+def paragraphs(sentences: Sequence[str], words: int = 70) -> list[tuple[str, list[str]]]:
+    """Runs of neighbouring sentences of about so many words, and the sentences in each."""
+    found: list[tuple[str, list[str]]] = []
+    current: list[str] = []
+    for sentence in sentences:
+        current.append(sentence)
+        if sum(len(text.split()) for text in current) >= words:
+            found.append((" ".join(current), current))
+            current = []
+    return [*found, (" ".join(current), current)] if current else found
+
+
 def prepare(
     data_dir: str | Path,
     out_dir: str | Path,
@@ -224,6 +235,9 @@ def prepare(
 ) -> tuple[list[Group], list[Group]]:
     """Reads, cleans, mines and mixes the training set of the bundled model; kept in ``out_dir`` for the next
     call.
+
+    The release that the SQuAD sentences come from lists them in the order of the articles, so that neighbours make a
+    paragraph again: a question is asked of its sentence among others, or of its paragraph among others.
 
     Args:
         data_dir: Folder with ``train/``, ``corpus/`` and, to keep evaluation queries out, ``eval/``.
@@ -246,78 +260,89 @@ def prepare(
 
     rng = random.Random(seed)
     forbidden = evaluation_queries(data)
-    sets: dict[str, tuple[Questions, Questions, list[str]]] = {}
-    for name, limit in LABELLED_SETS.items():
-        train, dev = split_pairs(clean(read_pairs(data / "train" / name), forbidden))
-        questions, held_out = some_questions(train, limit, rng), some_questions(dev, 25, rng)
-        own = passages_of([*questions, *held_out])
-        if len(own) > PASSAGES_PER_SET:
-            # Every positive must stay; of the negatives, as many as fit.
-            positive = {t for _, labels in [*questions, *held_out] for t, label in labels.items() if label > 0}
-            rest = [text for text in own if text not in positive]
-            keep = set(rng.sample(rest, max(0, min(len(rest), PASSAGES_PER_SET - len(positive))))) | positive
-            own = [text for text in own if text in keep]
-            questions = [(q, {t: s for t, s in labels.items() if t in keep}) for q, labels in questions]
-            held_out = [(q, {t: s for t, s in labels.items() if t in keep}) for q, labels in held_out]
-        sets[name] = questions, held_out, own
-
-    seen = {normalise(text) for _, _, own in sets.values() for text in own}
-    documents = [item for item in free_documents(data / "corpus", forbidden) if normalise(item[1]) not in seen]
-    titles, texts = [title for title, _ in documents], [text for _, text in documents]
     encode = encoder_with_cache(BiEncoder(minilm_directory("train"), device=device), out / "vectors", progress)
-    vectors = {name: encode(name, own) for name, (_, _, own) in sets.items()}
+    groups: list[Group] = []
+    dev: list[Group] = []
+
+    documents = free_documents(data / "corpus", forbidden)
+    texts = [text for _, text in documents]
     document_vectors = encode("documents", texts)
 
-    groups: list[Group] = []
-    dev_groups: list[Group] = []
-    for name, (questions, held_out, own) in sets.items():
-        others = [text for other, (_, _, o) in sets.items() if other != name for text in o] + texts
-        other_vectors = np.concatenate([*(v for other, v in vectors.items() if other != name), document_vectors])
-        for part, size in ((questions, 8), (held_out, 10)):
-            query_vectors = encode(f"{name} queries", [query for query, _ in part])
-            made = labelled_groups(
+    def add(kind: str, training: Questions, held_out: Questions, own: list[str], *, alone: bool = False) -> None:
+        own_vectors = encode(f"{kind} passages", own)
+        for part, size, target in ((training, 8, groups), (held_out, 10, dev)):
+            vectors = encode(f"{kind} questions", [query for query, _ in part])
+            target += labelled_groups(
                 part,
-                query_vectors,
+                vectors,
                 own,
-                vectors[name],
-                others,
-                other_vectors,
+                own_vectors,
+                [] if alone else texts,
+                document_vectors[:0] if alone else document_vectors,
                 size=size,
+                margin=MARGIN,
+                teacher_share=0.15,
                 seed=seed,
-                kind=name,
+                kind=kind,
             )
-            if part is questions:
-                groups += made
-            else:
-                dev_groups += made
 
-    pool = list(zip(titles, texts, strict=True))
-    pool_vectors = [document_vectors]
-    for name, share in PSEUDO_SOURCES.items():
-        rows = rng.sample(range(len(sets[name][2])), min(share, len(sets[name][2])))
-        pool += [("", sets[name][2][row]) for row in rows]
-        pool_vectors.append(vectors[name][rows])
-    everything = np.concatenate(pool_vectors)
-    groups += pseudo_groups(pool, everything, encode, forbidden, count=PSEUDO_QUERIES, size=8, seed=seed + 1)
+    pairs = clean(read_pairs(data / "train" / "squad-sentences"), forbidden)
+    asked = answered(pairs)
+    held = {pair.query for pair in pairs if pair.split == "dev" and is_held_out(pair.query, 0.1)}
+    training = [item for item in asked if item[0] not in held]
+    unseen = rng.sample([item for item in asked if item[0] in held], HELD_OUT["squad-sentences"])
+    rng.shuffle(training)
+    half = LABELLED_SETS["squad-sentences"] // 2
+    ordered = list(dict.fromkeys(text for _, labels in asked for text, label in labels.items() if label > 0))
+    add("squad-sentences", training[:half], unseen, passages_of(asked), alone=True)
+    whole = paragraphs(ordered)
+    of = {sentence: text for text, sentences in whole for sentence in sentences}
+
+    def of_paragraphs(items: Questions) -> Questions:
+        return [(q, {of[t]: 1.0 for t, label in labels.items() if label > 0}) for q, labels in items]
+
+    chosen = training[half : 2 * half]
+    add("squad-paragraphs", of_paragraphs(chosen), of_paragraphs(unseen), [text for text, _ in whole])
+    questions = {"squad-sentences": training[: 2 * half]}
+
+    # Every one of these lists is judged: they come as they are too.
+    selqa, selqa_dev = split_pairs(clean(read_pairs(data / "train" / "selqa-dev"), forbidden))
+    add(
+        "selqa-dev",
+        some_questions(selqa, LABELLED_SETS["selqa-dev"], rng),
+        [],
+        passages_of(answered(selqa)),
+        alone=True,
+    )
+    groups += groups_from_pairs(selqa, 8, seed, "selqa-dev")
+    later = {query for query, _ in some_questions(selqa_dev, HELD_OUT["selqa-dev"], rng)}
+    dev += groups_from_pairs([pair for pair in selqa_dev if pair.query in later], 16, seed, "selqa-dev")
+
+    for name in sorted(set(LABELLED_SETS) - {"squad-sentences", "selqa-dev"}):
+        train, held_out = split_pairs(clean(read_pairs(data / "train" / name), forbidden))
+        questions[name] = some_questions(train, LABELLED_SETS[name], rng)
+        others = some_questions(held_out, HELD_OUT.get(name, 20), rng)
+        add(name, questions[name], others, passages_of([*questions[name], *others]))
+
+    groups += pseudo_groups(documents, document_vectors, encode, forbidden, count=PSEUDO_QUERIES, size=8, seed=seed + 1)
+    unseen_queries = pseudo_groups(documents, document_vectors, encode, forbidden, count=50, size=10, seed=seed + 2)
     # One dev measure for them all: each kind alone would be a handful of queries.
-    held_out_queries = pseudo_groups(pool, everything, encode, forbidden, count=60, size=12, seed=seed + 2)
-    dev_groups += [replace(group, kind="pseudo") for group in held_out_queries]
+    dev += [replace(group, kind="pseudo") for group in unseen_queries]
 
     # Question to question, as in FAQ search: each training question among all others.
     for name, count in QUESTION_SOURCES.items():
-        questions = sets[name][0]
-        asked = list(dict.fromkeys(query for query, _ in questions))
-        asked_vectors = encode("questions", asked)
-        rows = rng.sample(range(len(asked)), min(count, len(asked)))
+        alike = list(dict.fromkeys(query for query, _ in questions[name]))
+        vectors = encode("questions", alike)
+        rows = rng.sample(range(len(alike)), min(count, len(alike)))
         groups += distilled_groups(
-            [(asked[row], row, "question") for row in rows],
-            asked_vectors[rows],
-            asked,
-            asked_vectors,
+            [(alike[row], row, "question") for row in rows],
+            vectors[rows],
+            alike,
+            vectors,
             with_source=False,
             seed=seed,
         )
     rng.shuffle(groups)
-    write_groups(kept[1], dev_groups)
+    write_groups(kept[1], dev)
     write_groups(kept[0], groups)
-    return groups, dev_groups
+    return groups, dev

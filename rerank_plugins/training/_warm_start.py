@@ -12,6 +12,7 @@ from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.errors import ModelLoadError
 
 _TRUNK, _HEAD = "parts.0.model.", "parts.1."
+_TERMS = ("cosine", "maxsim", "lexical")
 
 
 def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = None) -> Any:
@@ -35,7 +36,7 @@ def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = 
 
     torch: Any = import_extra("torch", "train")
     found = _parameters(Path(graph_path))
-    model: Any = build_cross_encoder(minilm_directory("train"), device="cpu", cross_bias=0.0, model_kwargs=model_kwargs)
+    model: Any = build_cross_encoder(minilm_directory("train"), device="cpu", model_kwargs=model_kwargs)
     trunk = model[0].auto_model
     wanted = {name for name, _ in trunk.named_parameters() if not name.startswith("pooler.")}
     values = {name.removeprefix(_TRUNK): torch.from_numpy(np.array(value)) for name, value in found.items()}
@@ -44,13 +45,14 @@ def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = 
             f"{graph_path} lacks {missing[0]} and {len(missing) - 1} more weights of all-MiniLM-L6-v2."
         )
     trunk.load_state_dict({name: values[name] for name in wanted}, strict=False)
-    head = {name: values[f"{_HEAD}{name}"] for name in ("scale", "shift", "linear.weight", "linear.bias")}
-    model[1].load_state_dict({**head, "weights": torch.stack([values["cosine"], values["maxsim"]]) / 10})
+    head = {name: values[f"{_HEAD}{name}"] for name in ("scale", "shift", "idf", "linear.weight", "linear.bias")}
+    weights = torch.stack([values[name] for name in _TERMS]) / 10
+    model[1].load_state_dict({**head, "weights": weights})
     return model
 
 
 def _parameters(path: Path) -> dict[str, Any]:
-    """Weights by the names that they had in PyTorch, and the head's ``cosine`` and ``maxsim``."""
+    """Weights by the names that they had in PyTorch, and the head's weights by the names of its terms."""
     onnx: Any = import_extra("onnx", "train")
     graph = onnx.load(str(path)).graph
     stored = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
@@ -75,7 +77,7 @@ def _parameters(path: Path) -> dict[str, Any]:
             raise ModelLoadError(f"{path}: the weight {name} belongs to no linear layer with a bias.")
         found[bias[0].removesuffix("bias") + "weight"] = (value.astype(np.float32) * scale[None, :]).T.copy()
 
-    # The head multiplies its weights by ten, which the exporter has worked out beforehand: cosine, then maxsim.
+    # The head multiplies its weights by ten, which the exporter has worked out beforehand, in the order of its terms.
     constants = [
         stored[name]
         for node in graph.node
@@ -83,8 +85,8 @@ def _parameters(path: Path) -> dict[str, Any]:
         for name in node.input
         if name.startswith("onnx::") and name in stored and stored[name].ndim == 0
     ]
-    found |= dict(zip(("cosine", "maxsim"), constants, strict=False))
-    if "cosine" not in found or "maxsim" not in found:
+    found |= dict(zip(_TERMS, constants, strict=False))
+    if f"{_HEAD}idf" not in found or not found.keys() >= set(_TERMS):
         raise ModelLoadError(f"{path} has no late-interaction head.")
     return found
 
