@@ -327,7 +327,10 @@ def test_shared_words_count_by_how_rare_they_are() -> None:
     assert lexical([2, 2, 2], [2, 2, 2, 2, 2]) == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda: LateInteractionScore(8), rare_and_common])
+both_heads = pytest.mark.parametrize("make", [lambda: LateInteractionScore(8), rare_and_common])
+
+
+@both_heads
 def test_head_does_not_see_padding(make: Callable[[], LateInteractionScore]) -> None:
     head = make()
     narrow, wide = features([(3, 5)], 11), features([(3, 5)], 32)
@@ -337,11 +340,12 @@ def test_head_does_not_see_padding(make: Callable[[], LateInteractionScore]) -> 
     torch.testing.assert_close(head(narrow)["scores"], head(wide)["scores"])
 
 
+@both_heads
 @pytest.mark.parametrize("segments", [(0, 0), (0, 4), (4, 0), (1, 1)])
-def test_head_is_finite_without_tokens(segments: tuple[int, int]) -> None:
+def test_head_is_finite_without_tokens(segments: tuple[int, int], make: Callable[[], LateInteractionScore]) -> None:
     given = features([segments], 12)
     given["token_embeddings"].requires_grad_()
-    head = rare_and_common()
+    head = make()
 
     score = head(given)["scores"]
     score.sum().backward()

@@ -128,9 +128,11 @@ def test_the_recipe_asks_of_sentences_and_paragraphs(data: Path, tmp_path: Path)
     for group in groups:
         assert len(set(map(normalise, group.passages))) == len(group.passages)
         assert sum(group.target) == pytest.approx(1, abs=1e-3)
-    (paragraph, *_) = [group for group in groups if group.kind == "squad-paragraphs"]
-    assert paragraph.gains[0] == 1
-    assert len(paragraph.passages[0].split()) >= 20
+    asked_of = [group for group in groups if group.kind == "squad-paragraphs"]
+    assert all(group.gains[0] == 1 for group in asked_of)
+    lengths = {len(group.passages[0].split()) for group in asked_of}
+    # Eighteen sentences of four words each, and what was left at the end.
+    assert lengths == {72, 20}
 
     again = _bundled.prepare(data, tmp_path / "kept", device="cpu")
     assert again == (groups, dev)

@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +205,7 @@ def train(
         scores = teacher_scores(teaching, groups, out / _WORK, progress)
         groups = distilled(groups, scores, teacher_share, temperature or teaching.temperature)
     model = _start(trunk, seed)
-    _know_rarity(model, chain((text for group in groups for text in group.passages), read.passages))
+    _know_rarity(model, groups, read.passages)
     result = fit(model, groups, dev, config, out / _WORK / "checkpoints", progress)
     trained = _finish(model, trunk, groups, dev, config, result, out, export, progress)
     options = {
@@ -270,7 +269,7 @@ def train_bundled(
     work = out / _WORK
     model = _start(trunk, seed)
     groups, dev = prepare(Path(data_dir), work / "data", seed=seed, device=device, progress=progress)
-    _know_rarity(model, (text for group in groups for text in group.passages))
+    _know_rarity(model, groups)
     config = TrainingConfig(
         minutes=minutes,
         freeze_layers=2,
@@ -446,12 +445,12 @@ def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
     return model
 
 
-def _know_rarity(model: Any, texts: Iterable[str]) -> None:
-    """Tells a head that does not know it yet how rare each word is in the texts, each counted once."""
+def _know_rarity(model: Any, groups: Sequence[Group], corpus: Sequence[str] = ()) -> None:
+    """Tells a head that does not know it yet how rare each word is in the passages, each counted once."""
     head, tokenizer = model[1], model[0].tokenizer
     if not head.vocab_size or bool(head.idf.any()):
         return
-    distinct = dict.fromkeys(texts)
+    distinct = dict.fromkeys([*(text for group in groups for text in group.passages), *corpus])
     ids = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in distinct)
     head.know_rarity(ids, tokenizer.all_special_ids)
 
