@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import tiny
-from transformers import BertModel
+from transformers import AutoTokenizer, BertModel
 
 from rerank_plugins import Reranker
+from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.backends._late_interaction import (
     LateInteractionScore,
     build_cross_encoder,
@@ -31,6 +32,7 @@ from rerank_plugins.training import (
     read_pairs,
     train,
 )
+from rerank_plugins.training._bundled import SHARED_WORDS, shared_words
 from rerank_plugins.training._data import (
     evaluation_groups,
     groups_from_pairs,
@@ -251,6 +253,21 @@ def test_distilled_targets_follow_the_encoder() -> None:
     assert sum(group.target) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_shared_words_add_to_the_cosines_of_cut_queries() -> None:
+    texts = ["ships sail on water", "ships sail on ice", *(f"ships carry cargo {n}" for n in range(60))]
+    vectors = unit(*([1.0, 0.0] for _ in texts))
+    bonus = shared_words(AutoTokenizer.from_pretrained(minilm_directory("train")), texts)
+
+    (group,) = distilled_groups([("sail on water", 0, "span")], vectors[:1], texts, vectors, size=8, bonus=bonus)
+
+    found = bonus("sail on water", texts)
+    assert found[0] > found[1] > found[2] == 0
+    assert found[0] < SHARED_WORDS
+    assert group.target[0] == max(group.target)
+    # What other passages stand beside it changes nothing: longer ones pad it.
+    assert bonus("sail on water", [texts[0], texts[2] * 9])[0] == pytest.approx(found[0])
+
+
 # --- the head ---
 
 
@@ -272,7 +289,7 @@ def features(segments: list[tuple[int, int]], width: int, dim: int = 8, seed: in
 
 
 def test_head_is_what_its_docstring_says() -> None:
-    head = LateInteractionScore(8)
+    head = LateInteractionScore(8, 9)
     with torch.no_grad():
         head.linear.weight.normal_(generator=torch.Generator().manual_seed(1))
         head.linear.bias.fill_(0.3)
@@ -292,7 +309,7 @@ def test_head_is_what_its_docstring_says() -> None:
 
 def rare_and_common() -> LateInteractionScore:
     """A head that knows that token 3 is rare, and that every document has token 8."""
-    head = LateInteractionScore(8, vocab_size=9)
+    head = LateInteractionScore(8, 9)
     head.know_rarity([[8, 8, 3], *([8, token] for token in (4, 5, 6, 7) * 3)], special=[0, 1, 2])
     return head
 
@@ -309,7 +326,7 @@ def test_rarity_is_the_idf_of_bm25() -> None:
 
 
 def test_shared_words_count_by_how_rare_they_are() -> None:
-    head, without = rare_and_common(), LateInteractionScore(8)
+    head, without = rare_and_common(), LateInteractionScore(8, 9)
     given = features([(3, 5)], 14)
 
     def lexical(query: list[int], document: list[int]) -> float:
@@ -319,15 +336,15 @@ def test_shared_words_count_by_how_rare_they_are() -> None:
     usual = 0.9 * (0.6 + 0.4 * 5 / 80)
     idf = head.idf
     assert lexical([3, 4, 8], [5, 6, 5, 6, 7]) == pytest.approx(0, abs=1e-5)
-    assert lexical([3, 3, 3], [5, 3, 5, 3, 7]) == pytest.approx(5 * 2 / (2 + usual), abs=1e-4)
+    assert lexical([3, 3, 3], [5, 3, 5, 3, 7]) == pytest.approx(7 * 2 / (2 + usual), abs=1e-4)
     mixed = (idf[3] * 1 / (1 + usual) + idf[8] * 3 / (3 + usual)) / (idf[3] + idf[8] + idf[4])
-    assert lexical([3, 4, 8], [8, 8, 3, 8, 7]) == pytest.approx(float(5 * mixed), abs=1e-4)
+    assert lexical([3, 4, 8], [8, 8, 3, 8, 7]) == pytest.approx(float(7 * mixed), abs=1e-4)
     assert lexical([3, 4, 8], [3, 5, 5, 5, 5]) > lexical([3, 4, 8], [8, 8, 8, 8, 8])
     # [SEP] of both texts is no shared word, and [UNK] no known one.
     assert lexical([2, 2, 2], [2, 2, 2, 2, 2]) == pytest.approx(0, abs=1e-5)
 
 
-both_heads = pytest.mark.parametrize("make", [lambda: LateInteractionScore(8), rare_and_common])
+both_heads = pytest.mark.parametrize("make", [lambda: LateInteractionScore(8, 9), rare_and_common])
 
 
 @both_heads
@@ -361,7 +378,7 @@ def test_head_needs_segments(tmp_path: Path) -> None:
     del given["token_type_ids"]
 
     with pytest.raises(ModelLoadError, match="token_type_ids"):
-        LateInteractionScore(8)(given)
+        LateInteractionScore(8, 9)(given)
     with pytest.raises(ModelLoadError, match="token_type_ids"):
         build_cross_encoder(tiny("roberta"), device="cpu")
 

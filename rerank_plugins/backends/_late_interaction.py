@@ -59,10 +59,10 @@ class LateInteractionScore(Module):  # type: ignore[misc]
 
     Args:
         hidden_size: Dimension of the token vectors.
+        vocab_size: Entries of ``idf``, the tokenizer's tokens.
         cosine_weight: Where ``a`` starts.
         maxsim_weight: Where ``c`` starts.
         lexical_weight: Where ``d`` starts.
-        vocab_size: Entries of ``idf``; 0 for a head without the lexical term.
         exclude_special: Leave [CLS] and [SEP] out of both pools.
         cross_bias: What `bias_attention` adds in the trunk under this head, 0 for nothing; kept here since the
             trunk's own configuration has no place for it.
@@ -70,10 +70,10 @@ class LateInteractionScore(Module):  # type: ignore[misc]
 
     config_keys: list[str] = [  # noqa: RUF012
         "hidden_size",
+        "vocab_size",
         "cosine_weight",
         "maxsim_weight",
         "lexical_weight",
-        "vocab_size",
         "exclude_special",
         "cross_bias",
     ]
@@ -81,31 +81,29 @@ class LateInteractionScore(Module):  # type: ignore[misc]
     def __init__(
         self,
         hidden_size: int,
+        vocab_size: int,
         cosine_weight: float = 14.0,
         maxsim_weight: float = 6.0,
+        lexical_weight: float = 7.0,
         exclude_special: bool = True,
         cross_bias: float = 0.0,
-        lexical_weight: float = 5.0,
-        vocab_size: int = 0,
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
         self.cosine_weight = cosine_weight
         self.maxsim_weight = maxsim_weight
+        self.lexical_weight = lexical_weight
         self.exclude_special = exclude_special
         self.cross_bias = cross_bias
-        self.lexical_weight = lexical_weight
-        self.vocab_size = vocab_size
         self.linear = torch.nn.Linear(hidden_size, 1)
         torch.nn.init.zeros_(self.linear.weight)
         torch.nn.init.zeros_(self.linear.bias)
         # All weights are stored divided by ten: Adam moves every parameter by about the learning rate,
         # whatever its size.
-        starts = [cosine_weight, maxsim_weight, lexical_weight][: 3 if vocab_size else 2]
-        self.weights = torch.nn.Parameter(torch.tensor(starts) / 10)
-        if vocab_size:
-            self.idf: Tensor
-            self.register_buffer("idf", torch.zeros(vocab_size))
+        self.weights = torch.nn.Parameter(torch.tensor([cosine_weight, maxsim_weight, lexical_weight]) / 10)
+        self.idf: Tensor
+        self.register_buffer("idf", torch.zeros(vocab_size))
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", torch.ones(()))
@@ -145,17 +143,25 @@ class LateInteractionScore(Module):  # type: ignore[misc]
         maxsim = (best * query).sum(1) / query.sum(1).clamp(min=1)
 
         weights = self.weights * 10
-        logit = self.linear(hidden[:, 0]).squeeze(-1) + weights[0] * cosine + weights[1] * maxsim
-        if self.vocab_size:
-            ids = features["input_ids"]
-            same = (ids.unsqueeze(2) == ids.unsqueeze(1)).to(hidden.dtype)
-            found = (same @ document.unsqueeze(-1)).squeeze(-1)
-            usual = _K1 * (1 - _B + _B / _MEAN_LENGTH * document.sum(1, keepdim=True))
-            rarity = self.idf[ids] * query
-            lexical = (rarity * found / (found + usual)).sum(1) / rarity.sum(1).clamp(min=_EPS)
-            logit = logit + weights[2] * lexical
+        lexical = self.lexical(features["input_ids"], query, document)
+        terms = weights[0] * cosine + weights[1] * maxsim + weights[2] * lexical
+        logit = self.linear(hidden[:, 0]).squeeze(-1) + terms
         features["scores"] = (self.scale * logit + self.shift).unsqueeze(-1)
         return features
+
+    def lexical(self, ids: Tensor, query: Tensor, document: Tensor) -> Tensor:
+        """The BM25 term alone, from 0 to 1, float (batch,).
+
+        Args:
+            ids: Token ids, (batch, tokens).
+            query: 1.0 at the query's tokens, otherwise 0.0, (batch, tokens).
+            document: The same for the document's.
+        """
+        same = (ids.unsqueeze(2) == ids.unsqueeze(1)).to(document.dtype)
+        found = (same @ document.unsqueeze(-1)).squeeze(-1)
+        usual = _K1 * (1 - _B + _B / _MEAN_LENGTH * document.sum(1, keepdim=True))
+        rarity = self.idf[ids] * query
+        return (rarity * found / (found + usual)).sum(1) / rarity.sum(1).clamp(min=_EPS)
 
     def know_rarity(self, documents: Iterable[Sequence[int]], special: Sequence[int] = ()) -> None:
         """Sets ``idf`` to ``log(1 + (n - df + 0.5) / (df + 0.5))`` of each token over ``n`` documents.
@@ -267,7 +273,7 @@ def build_cross_encoder(
     if cross_bias is None:
         cross_bias = _CROSS_BIAS if config.model_type in _TAKE_A_BIAS else 0.0
     bias_attention(body.auto_model, cross_bias)
-    head = LateInteractionScore(int(config.hidden_size), cross_bias=cross_bias, vocab_size=int(config.vocab_size))
+    head = LateInteractionScore(int(config.hidden_size), int(config.vocab_size), cross_bias=cross_bias)
     built: CrossEncoder = CrossEncoder(modules=[body, head], **kwargs)
     return built
 

@@ -275,6 +275,7 @@ def train_bundled(
         freeze_layers=2,
         max_length=128,
         ema=0.99,
+        evaluations=2,
         seed=seed,
         device=device,
     )
@@ -448,10 +449,11 @@ def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
 def _know_rarity(model: Any, groups: Sequence[Group], corpus: Sequence[str] = ()) -> None:
     """Tells a head that does not know it yet how rare each word is in the passages, each counted once."""
     head, tokenizer = model[1], model[0].tokenizer
-    if not head.vocab_size or bool(head.idf.any()):
+    if bool(head.idf.any()):
         return
-    distinct = dict.fromkeys([*(text for group in groups for text in group.passages), *corpus])
-    ids = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in distinct)
+    distinct = list(dict.fromkeys([*(text for group in groups for text in group.passages), *corpus]))
+    parts = (distinct[start : start + 1000] for start in range(0, len(distinct), 1000))
+    ids = (row for part in parts for row in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
     head.know_rarity(ids, tokenizer.all_special_ids)
 
 

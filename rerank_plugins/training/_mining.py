@@ -49,7 +49,7 @@ class BiEncoder:
     def __init__(self, path: str | os.PathLike[str], max_length: int = 160, device: str | None = None) -> None:
         self._torch: Any = import_extra("torch", "train")
         transformers: Any = import_extra("transformers", "train")
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(path))
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(path))
         self._device = torch_device(device)
         model = transformers.AutoModel.from_pretrained(os.fspath(path), attn_implementation="eager")
         self._model = model.eval().to(self._device)
@@ -61,7 +61,7 @@ class BiEncoder:
         torch = self._torch
         if not texts:
             return np.zeros((0, self._model.config.hidden_size), dtype=np.float32)
-        encoded = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)["input_ids"]
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self._max_length)["input_ids"]
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
         vectors = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
         start = 0
@@ -289,6 +289,7 @@ def distilled_groups(
     with_source: bool = True,
     temperature: float = 0.05,
     seed: int = 0,
+    bonus: Callable[[str, Sequence[str]], NDArray[np.float32]] | None = None,
 ) -> list[Group]:
     """Groups for unjudged queries: candidates from everywhere in the encoder's top 100, graded by its
     cosines.
@@ -303,6 +304,7 @@ def distilled_groups(
         with_source: Take that passage into the group at all.
         temperature: Of the softmax over the cosines.
         seed: Seed of the sampling.
+        bonus: Of a query and its passages, what to add to the cosine of each.
     """
     rng = random.Random(seed)
     indices, _ = top(query_vectors, passage_vectors, 100)
@@ -316,8 +318,10 @@ def distilled_groups(
         chosen += rng.sample(tail, min(size - len(chosen), len(tail)))
         if len(chosen) < size:
             continue
-        cosines = passage_vectors[chosen] @ query_vectors[row]
-        target = softmax(cosines, temperature)
+        scores = passage_vectors[chosen] @ query_vectors[row]
+        if bonus is not None:
+            scores = scores + bonus(query, [passages[i] for i in chosen])
+        target = softmax(scores, temperature)
         if with_source:
             target *= 1 - source_share
             target[0] += source_share
