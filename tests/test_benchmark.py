@@ -436,7 +436,8 @@ def test_matrix_products_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", "fp32")]
+    ("library", "precision"),
+    [("torch", "fp32"), ("torch", "bf16"), ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "int8")],
 )
 def test_matrix_products_run_on_every_library(library: str, precision: str) -> None:
     _engines.products([[1, 8, 16, 4, 2], [3, 5, 4, 5, 1]], library=library, precision=precision)()

@@ -150,7 +150,8 @@ def products(shapes: list[list[int]], *, library: str, precision: str) -> Callab
         shapes: Rows *batch, m, k, n, count*: `count` products of (batch, m, k) and (batch, k, n); where batch is 1 the
             second one is a weight.
         library: ``"torch"``, ``"onnx"`` or ``"openvino"``.
-        precision: ``"fp32"`` or ``"bf16"``.
+        precision: ``"fp32"``, ``"bf16"`` or, on OpenVINO, ``"int8"``: products with weights then take both factors as
+            bytes, the others stay in float32, as in the engine.
 
     Returns:
         A function that computes all of them once.
@@ -187,13 +188,23 @@ def _graph_product(shape: tuple[int, ...], library: str, precision: str) -> Call
     inputs = [helper.make_tensor_value_info("a", TensorProto.FLOAT, a.shape)]
     feeds = {"a": a}
     weights = []
+    nodes = [helper.make_node("MatMul", ["a", "b"], ["c"])]
     if batch > 1:
         inputs.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, b.shape))
         feeds["b"] = b
+    elif precision == "int8":
+        constants = {"step": np.float32(1 / 255), "zero": np.uint8(0), "bytes": (b * 127).astype(np.int8)}
+        weights += [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+        nodes = [
+            helper.make_node("QuantizeLinear", ["a", "step", "zero"], ["rounded"]),
+            helper.make_node("DequantizeLinear", ["rounded", "step", "zero"], ["left"]),
+            helper.make_node("DequantizeLinear", ["bytes", "step"], ["right"]),
+            helper.make_node("MatMul", ["left", "right"], ["c"]),
+        ]
     else:
         weights.append(numpy_helper.from_array(b, "b"))
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        nodes,
         "product",
         inputs,
         [helper.make_tensor_value_info("c", TensorProto.FLOAT, [*lead, m, n])],

@@ -371,10 +371,9 @@ class _Benchmark:
 
 
 def _products_key(contender: Contender) -> tuple[str, str]:
-    if contender.precision != "int8":
-        return contender.library, contender.precision
-    # ONNX Runtime makes int8 weights float again; what OpenVINO multiplies as integers is only a part of the products.
-    return ("", "int8") if contender.library == "openvino" else (contender.library, "fp32")
+    # ONNX Runtime makes int8 weights float again.
+    rounded = contender.precision == "int8" and contender.library != "openvino"
+    return contender.library, "fp32" if rounded else contender.precision
 
 
 def _cores() -> int:
