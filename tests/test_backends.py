@@ -19,6 +19,7 @@ from checkpoints import EXTRA, FAMILIES, QUERY, TEXTS, tiny
 from rerank_plugins import Reranker
 from rerank_plugins.backends import ModelSpec, load_backend
 from rerank_plugins.backends._files import ModelFiles, converted_directory
+from rerank_plugins.backends._onnx import OpenVinoBackend
 from rerank_plugins.backends._torch import TorchBackend
 from rerank_plugins.conversion import convert
 from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, ScoringError
@@ -110,6 +111,29 @@ def test_int8_weights_keep_the_order_and_do_not_depend_on_the_batch(family: str,
     alone = np.array([reranker.score(QUERY, [text])[0] for text in TEXTS])
     # A last digit that padding changes can be what decides where an activation is rounded to.
     assert np.abs(logits - alone).max() < (0.02 * np.ptp(logits) if rounded else 1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_openvino_sees_few_widths_and_scores_as_with_all(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ModelSpec(converted(family), backend="openvino", precision="fp32")
+    backend = load_backend(spec).configured(max_length=45, instruction=None)
+    assert isinstance(backend, OpenVinoBackend)
+    widths: list[int] = []
+    forward = backend.forward
+    monkeypatch.setattr(backend, "forward", lambda batch: widths.append(batch.input_ids.shape[1]) or forward(batch))
+    # From a few tokens to more than fit.
+    pairs = [(QUERY, "a" + " a" * n) for n in range(60)]
+
+    padded = np.array([backend.score_pairs([pair])[0] for pair in pairs])
+    assert {width for width in widths if width % 8} == {45}, "45 is what a pair may have"
+    assert max(widths) == 45
+    few = len(set(widths))
+
+    widths.clear()
+    monkeypatch.setattr(OpenVinoBackend, "width_step", 1)
+    exact = np.array([backend.score_pairs([pair])[0] for pair in pairs])
+    assert len(set(widths)) > 4 * few
+    assert padded == pytest.approx(exact, abs=1e-5)
 
 
 def test_int8_on_openvino_rounds_activations_too() -> None:

@@ -107,6 +107,9 @@ class LocalBackend(Backend):
         labels: Names of the classes by column.
     """
 
+    width_step = 1
+    """Batches are padded to a multiple of so many tokens: more than 1 for engines that compile for each new shape."""
+
     def __init__(self, encoder: PairEncoder, *, token_budget: int, labels: Sequence[str] = ()) -> None:
         self.encoder = encoder
         self.token_budget = token_budget
@@ -142,12 +145,14 @@ class LocalBackend(Backend):
         truncated = np.fromiter((pair.truncated for pair in encoded), dtype=np.bool_, count=len(encoded))
         if not encoded:
             return np.empty(0, dtype=np.float32), truncated
-        logits = self._batches.score(encoded, lambda batch: self.forward(self.collate(batch)), self.token_budget)
+        step = self.width_step
+        logits = self._batches.score(encoded, lambda batch: self.forward(self.collate(batch, step)), self.token_budget)
         return (logits[:, 0] if logits.shape[1] == 1 else logits), truncated
 
-    def collate(self, pairs: Sequence[EncodedPair]) -> Batch:
-        """Pad pairs to the longest one of them."""
-        width = max(len(pair.ids) for pair in pairs)
+    def collate(self, pairs: Sequence[EncodedPair], step: int = 1) -> Batch:
+        """Pad pairs to the longest one of them, and on to a multiple of `step` tokens if the model takes so many."""
+        longest = max(len(pair.ids) for pair in pairs)
+        width = max(longest, min(-(-longest // step) * step, self.max_length))
         shape = (len(pairs), width)
         ids = np.full(shape, self.encoder.pad_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
