@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rerank_plugins.backends._onnx import TOKEN_BUDGET
+from rerank_plugins.backends._onnx import TOKEN_BUDGET, OpenVinoBackend
 from rerank_plugins.backends._torch import CPU_TOKEN_BUDGET
 from rerank_plugins.batching import token_budget_batches
 
@@ -36,10 +36,11 @@ def product_shapes(config: Mapping[str, Any], lengths: Sequence[Sequence[int]], 
     width, inner = int(config["hidden_size"]), int(config["intermediate_size"])
     layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
     budget = CPU_TOKEN_BUDGET if library == "torch" else TOKEN_BUDGET
+    step = OpenVinoBackend.width_step if library == "openvino" else 1
     counts: Counter[tuple[int, int, int, int]] = Counter()
     for call in lengths:
         for batch in token_budget_batches(call, budget):
-            size, longest = len(batch), max(int(call[i]) for i in batch)
+            size, longest = len(batch), -(-max(int(call[i]) for i in batch) // step) * step
             tokens = size * longest
             counts[1, tokens, width, width] += 4 * layers
             counts[1, tokens, width, inner] += layers

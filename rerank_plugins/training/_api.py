@@ -40,7 +40,7 @@ from rerank_plugins.training._loop import (
     fit,
     interpolate,
 )
-from rerank_plugins.training._mining import BiEncoder, Progress, torch_device
+from rerank_plugins.training._mining import BiEncoder, Progress, count_words, torch_device
 from rerank_plugins.training._negatives import filter_limit, mined_groups
 from rerank_plugins.training._teacher import (
     TRUNK,
@@ -448,13 +448,9 @@ def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
 
 def _know_rarity(model: Any, groups: Sequence[Group], corpus: Sequence[str] = ()) -> None:
     """Tells a head that does not know it yet how rare each word is in the passages, each counted once."""
-    head, tokenizer = model[1], model[0].tokenizer
-    if bool(head.idf.any()):
-        return
-    distinct = list(dict.fromkeys([*(text for group in groups for text in group.passages), *corpus]))
-    parts = (distinct[start : start + 1000] for start in range(0, len(distinct), 1000))
-    ids = (row for part in parts for row in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
-    head.know_rarity(ids, tokenizer.all_special_ids)
+    if not model[1].idf.any():
+        distinct = list(dict.fromkeys([*(text for group in groups for text in group.passages), *corpus]))
+        count_words(model[1], model[0].tokenizer, distinct)
 
 
 def _calibrate(model: Any, dev: Sequence[Group], config: TrainingConfig) -> tuple[float | None, float | None]:

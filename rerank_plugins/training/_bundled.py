@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training._data import (
@@ -37,6 +36,7 @@ from rerank_plugins.training._mining import (
     BiEncoder,
     Progress,
     Vectors,
+    count_words,
     distilled_groups,
     labelled_groups,
     pseudo_queries,
@@ -213,26 +213,23 @@ def shared_words(tokenizer: Any, corpus: Sequence[str]) -> Bonus:
         tokenizer: The trunk's.
         corpus: Texts that say how rare each token is.
     """
-    torch: Any = import_extra("torch", "train")
     from rerank_plugins.backends._late_interaction import LateInteractionScore
 
-    def tokens(texts: Sequence[str]) -> list[list[int]]:
-        found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return found
-
     head = LateInteractionScore(1, len(tokenizer))
-    head.know_rarity(tokens(corpus), tokenizer.all_special_ids)
+    count_words(head, tokenizer, corpus)
 
     def bonus(query: str, passages: Sequence[str]) -> NDArray[np.float32]:
-        (asked,) = tokens([query])
-        texts = tokens(passages)
-        width = max(len(ids) for ids in texts)
-        pairs = torch.tensor([asked + ids + [0] * (width - len(ids)) for ids in texts])
-        place = torch.arange(pairs.shape[1])
-        is_query = (place < len(asked)).float().expand(pairs.shape)
-        ends = torch.tensor([[len(asked) + len(ids)] for ids in texts])
-        is_passage = (place < ends).float() - is_query
-        found: NDArray[np.float32] = (SHARED_WORDS * head.lexical(pairs, is_query, is_passage)).numpy()
+        pairs = tokenizer(
+            [query] * len(passages),
+            list(passages),
+            add_special_tokens=False,
+            padding=True,
+            return_tensors="pt",
+            verbose=False,
+        )
+        mask, second = pairs["attention_mask"].float(), pairs["token_type_ids"].float()
+        lexical = head.lexical(pairs["input_ids"], mask * (1 - second), mask * second)
+        found: NDArray[np.float32] = (SHARED_WORDS * lexical).numpy()
         return found
 
     return bonus

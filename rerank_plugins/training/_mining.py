@@ -95,6 +95,13 @@ class BiEncoder:
         return vectors
 
 
+def count_words(head: Any, tokenizer: Any, texts: Sequence[str]) -> None:
+    """Tells a late-interaction head how rare each token is in some texts."""
+    parts = (list(texts[start : start + 1000]) for start in range(0, len(texts), 1000))
+    ids = (row for part in parts for row in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
+    head.know_rarity(ids, tokenizer.all_special_ids)
+
+
 def top(queries: Vectors, passages: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
     """The ``k`` nearest passages of each query by dot product, best first: indices and similarities, both (n,
     k)."""
