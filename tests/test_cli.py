@@ -313,6 +313,11 @@ def test_train_bundled_takes_its_own_settings_only(tmp_path: Path) -> None:
     missing = call("train", str(tmp_path), *out, "--bundled", "--minutes", "1")
     assert missing.exit_code == 2
     assert "squad-sentences" in missing.stderr
+    alone = call("train", str(tmp_path), *out, "--minutes", "1", "--runs", "3")
+    assert alone.exit_code == 2
+    assert "--runs" in alone.stderr
+    unable = call("train", str(tmp_path), *out, "--bundled", "--runs", "0")
+    assert unable.exit_code == 2
 
 
 def test_a_plain_line_after_a_json_line_is_a_broken_one() -> None:

@@ -20,7 +20,7 @@ from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training import _api as api
 from rerank_plugins.training import _bundled, fit, train_bundled
 from rerank_plugins.training._data import Group, normalise
-from rerank_plugins.training._loop import Scorer, evaluate_groups, interpolate
+from rerank_plugins.training._loop import Scorer, TrainingResult, average, evaluate_groups
 
 
 def test_frozen_layers_stay(tmp_path: Path) -> None:
@@ -47,23 +47,25 @@ def test_more_layers_than_there_are_cannot_be_frozen(tmp_path: Path) -> None:
         fit(tiny_model(), riddles(8, 0), [], config(freeze_layers=3, freeze_embeddings=True), tmp_path)
 
 
-def test_the_best_mix_with_the_start_is_kept(tmp_path: Path) -> None:
-    dev, settings = riddles(40, 1), config()
-    model = tiny_model()
-    start = [p.detach().clone() for p in model.parameters()]
-    fit(model, riddles(160, 0), dev, settings, tmp_path)
-    trained = [p.detach().clone() for p in model.parameters()]
-    scorer = Scorer(model, max_length=32, micro_batch=32, bf16=False, device="cpu")
-    learned = evaluate_groups(scorer, dev)[0]
+def test_the_mean_of_runs_is_measured_on_the_lists_of_each() -> None:
+    models = [tiny_model(), tiny_model()]
+    with torch.no_grad():
+        for model, value in zip(models, (1.0, 3.0), strict=True):
+            model[1].linear.weight.fill_(value)
+            model[1].idf.fill_(value)
+    dev = [riddles(40, 1), riddles(20, 2)]
+    runs = [TrainingResult(5, 40, 1.5, (0.2, 0.4), 0.4), TrainingResult(7, 56, 2.0, (0.3, 0.1), 0.1)]
 
-    assert interpolate(model, start, dev, settings, measured=learned, shares=(0.0,)) == 1.0
-    assert evaluate_groups(scorer, dev)[0] == pytest.approx(learned, abs=1e-6)
-    assert interpolate(model, trained, dev, settings, measured=0.0, shares=(0.25,)) == 0.25
-    for one, other in zip(model.parameters(), trained, strict=True):
-        torch.testing.assert_close(one, other)
-    assert interpolate(model, start, dev, settings, measured=0.0, shares=(0.25,)) == 0.25
-    for mixed, one, other in zip(model.parameters(), start, trained, strict=True):
-        torch.testing.assert_close(mixed, 0.75 * one + 0.25 * other)
+    mean = tiny_model()
+    found = average(mean, [model.state_dict() for model in models], dev, config(), runs)
+
+    assert (mean[1].linear.weight == 2).all()
+    assert (mean[1].idf == 2).all()
+    scorer = Scorer(mean, max_length=32, micro_batch=32, bf16=False, device="cpu")
+    expected = np.mean([evaluate_groups(scorer, groups)[0] for groups in dev])
+    assert found.best == pytest.approx(expected, abs=1e-6)
+    assert found.measures == pytest.approx((0.25, expected), abs=1e-6)
+    assert (found.steps, found.pairs, found.seconds) == (12, 96, 3.5)
 
 
 def test_paragraphs_are_neighbouring_sentences() -> None:
@@ -96,7 +98,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     secret = "squad-sentences 0: what of panda?"
     (folder / "eval" / "set" / "queries.jsonl").write_text(json.dumps({"_id": "1", "text": secret}) + "\n")
     documents = [
-        (f"Title {n}", f"Text {n} is of the {a}. It has a second sentence on {q}, of a good many words.")
+        (f"Title {n} of {q}", f"Text {n} is of the {a}. It has a second sentence {n} on {q}, of a good many words.")
         for n in range(5)
         for q, a in RIDDLES.items()
     ]
@@ -137,26 +139,44 @@ def test_the_recipe_asks_of_sentences_and_paragraphs(data: Path, tmp_path: Path)
     again = _bundled.prepare(data, tmp_path / "kept", device="cpu")
     assert again == (groups, dev)
 
+    other, other_dev = _bundled.prepare(data, tmp_path / "kept", seed=1, device="cpu")
+    assert other != groups
+    # Another seed's run may be averaged with this one: what one held out, the other must not learn.
+    held_out = {group.query for group in [*dev, *other_dev]}
+    # Of these few words, the same keywords come out of more than one text.
+    cut = {"title", "span", "sentence"}
+    assert {group.kind for group in dev} >= {"pseudo", "selqa-dev"}
+    learned = {group.query for group in [*groups, *other] if group.judged or group.kind in cut}
+    assert held_out & learned == set()
+
+
+def test_there_is_at_least_one_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="runs"):
+        train_bundled(tmp_path, tmp_path / "out", runs=0)
+
 
 def test_the_recipe_makes_a_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def short(model: Any, groups: list[Group], dev: list[Group], *rest: Any) -> Any:
         return fit(model, groups[:8], dev[:8], *rest)
 
-    def few(model: Any, start: Any, dev: list[Group], *rest: Any, **settings: Any) -> Any:
-        return interpolate(model, start, dev[:8], *rest, **settings)
+    def few(model: Any, states: Any, dev: list[list[Group]], *rest: Any) -> Any:
+        assert len(states) == len(dev) == 2
+        return average(model, states, [groups[:8] for groups in dev], *rest)
 
     monkeypatch.setattr(api, "fit", short)
-    monkeypatch.setattr(api, "interpolate", few)
+    monkeypatch.setattr(api, "average", few)
     made = train_bundled(data, tmp_path / "out", minutes=0.02, device="cpu")
 
     loaded = load_cross_encoder(made.path, device="cpu")
     assert float(loaded[1].scale) == pytest.approx(made.scale)
     assert loaded[1].idf.any()
     assert (made.path / "onnx" / "model.onnx").is_file()
-    assert json.loads((made.path / "training.json").read_text())["share"] in (0.4, 0.7, 1.0)
+    runs = json.loads((made.path / "training.json").read_text())["runs"]
+    assert [run["steps"] for run in runs] != [0, 0]
+    assert made.result.steps == sum(run["steps"] for run in runs)
     card = (made.path / "README.md").read_text()
     assert "--bundled" in card
-    assert "--minutes 0.02" in card
+    assert "--minutes 0.02 --runs 2" in card
 
 
 def test_the_recipe_goes_on_from_a_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,12 @@ def train(
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Time budget. Give this or --steps.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, of eight queries each.")] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --bundled, runs of neighbouring seeds whose weights are averaged; 2 if not given."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a pair while training.")] = None,
@@ -110,15 +116,19 @@ def train(
     given += [name for name, on in (("--no-mine", mine), ("--no-export", export)) if not on]
     if bundled and (len(data) != 1 or given):
         raise ConfigurationError(
-            "--bundled takes one data folder and, of the settings, only --trunk, --minutes, --seed and --device; got "
-            f"{len(data)} folders" + (f" and {', '.join(given)}." if given else ".")
+            "--bundled takes one data folder and, of the settings, only --trunk, --minutes, --runs, --seed and "
+            f"--device; got {len(data)} folders" + (f" and {', '.join(given)}." if given else ".")
         )
+    if runs is not None and not bundled:
+        raise ConfigurationError("--runs belongs to --bundled. For your own data, train one model.")
+    budget: dict[str, Any] = {"minutes": minutes, "runs": runs}
+    budget = {name: value for name, value in budget.items() if value is not None}
     with bar("Training") as tell:
         if bundled:
             result = training.train_bundled(
                 data[0],
                 out,
-                **({} if minutes is None else {"minutes": minutes}),
+                **budget,
                 trunk=trunk,
                 seed=seed,
                 device=device,

