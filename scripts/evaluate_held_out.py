@@ -20,22 +20,16 @@ from rerank_plugins import Reranker
 from rerank_plugins.calibration import expected_calibration_error
 from rerank_plugins.training._bundled import prepare
 from rerank_plugins.training._data import Group
-from rerank_plugins.training._loop import ndcg
+from rerank_plugins.training._loop import ndcg_by_kind
 
 
 def measure(reranker: Reranker, groups: list[Group]) -> dict[str, float]:
     """nDCG@10 of each kind, their mean, and the calibration error."""
-    kinds: dict[str, list[float]] = {}
-    logits, labels = [], []
-    for group in groups:
-        scores = reranker.score(group.query, list(group.passages))
-        kinds.setdefault(group.kind, []).append(ndcg(scores, group.gains))
-        if group.judged:
-            logits.append(scores)
-            labels.append([gain >= 0.5 for gain in group.gains])
-    by_kind = {kind: float(np.mean(values)) for kind, values in sorted(kinds.items())}
-    error = expected_calibration_error(np.concatenate(logits), np.concatenate(labels))
-    return {**by_kind, "mean": float(np.mean(list(by_kind.values()))), "calibration error": error}
+    scores = [reranker.score(group.query, list(group.passages)) for group in groups]
+    mean, by_kind = ndcg_by_kind(groups, scores)
+    judged = [(found, group.gains) for found, group in zip(scores, groups, strict=True) if group.judged]
+    logits, gains = (np.concatenate(part) for part in zip(*judged, strict=True))
+    return {**by_kind, "mean": mean, "calibration error": expected_calibration_error(logits, gains >= 0.5)}
 
 
 def main() -> int:

@@ -183,11 +183,21 @@ class Scorer:
         return flat[torch.tensor(np.argsort(order, kind="stable"), device=flat.device)]
 
 
+def ndcg_by_kind(
+    groups: Sequence[Group], scores: Sequence[Sequence[float] | NDArray[Any]]
+) -> tuple[float, dict[str, float]]:
+    """nDCG@10 over groups, given each one's scores: the mean over kinds (0 without groups), and each kind."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for group, found in zip(groups, scores, strict=True):
+        kinds[group.kind].append(ndcg(found, group.gains))
+    by_kind = {kind: float(np.mean(values)) for kind, values in sorted(kinds.items())}
+    return (float(np.mean(list(by_kind.values()))) if by_kind else 0.0), by_kind
+
+
 def evaluate_groups(scorer: Scorer, groups: Sequence[Group]) -> tuple[float, dict[str, float], NDArray[np.float32]]:
     """nDCG@10 over groups: the mean over kinds, each kind, and every logit in order."""
     import torch
 
-    logits: list[NDArray[np.float32]] = []
     order = sorted(range(len(groups)), key=lambda i: sum(len(t) for t in groups[i].passages))
     found: dict[int, NDArray[np.float32]] = {}
     with torch.inference_mode():
@@ -200,13 +210,9 @@ def evaluate_groups(scorer: Scorer, groups: Sequence[Group]) -> tuple[float, dic
             for row in rows:
                 found[row] = scores[at : at + len(groups[row].passages)]
                 at += len(groups[row].passages)
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for row, group in enumerate(groups):
-        logits.append(found[row])
-        kinds[group.kind].append(ndcg(found[row], group.gains))
-    by_kind = {kind: float(np.mean(values)) for kind, values in sorted(kinds.items())}
+    logits = [found[row] for row in range(len(groups))]
     joined = np.concatenate(logits) if logits else np.zeros(0, dtype=np.float32)
-    return (float(np.mean(list(by_kind.values()))) if by_kind else 0.0), by_kind, joined
+    return (*ndcg_by_kind(groups, logits), joined)
 
 
 def fit(
