@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,13 +154,24 @@ def _link(source: Path, target: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
 
 
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No progress bars, and no report that the head is new: it is meant to be."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _seeded(directory: Path) -> Path:
     """The trunk of all-MiniLM-L6-v2 under a head whose logits spread as those of a trained one do."""
     torch = import_extra("torch", "benchmark")
     transformers = import_extra("transformers", "benchmark")
     trunk = minilm_directory("benchmark")
-    # Where transformers shows its progress bars.
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stderr(io.StringIO()):
+    with torch.random.fork_rng(devices=[]), _quiet(transformers.utils.logging):
         torch.manual_seed(0)
         model = transformers.BertForSequenceClassification.from_pretrained(trunk, num_labels=1)
         with torch.no_grad():
