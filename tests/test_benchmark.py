@@ -260,6 +260,9 @@ def test_a_size_that_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyP
     found, note = _process.measure_sizes(mine("same"), None, (10, 100, 1000), 1, 60.0)  # type: ignore[arg-type]
     assert [size.candidates for size in found] == [10, 100]
     assert note == "same: 1000 candidates would take about 100 s, and were left out"
+    found, note = _process.measure_sizes(mine("same"), None, (10, 100, 1000), 1, 100.0)  # type: ignore[arg-type]
+    assert [size.candidates for size in found] == [10, 100, 1000]
+    assert note is None
 
 
 # -- everybody on one checkpoint ---------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def run(
     short: bool = False,
     process: bool = False,
     sizes: Sequence[int] = _process.SIZES,
+    longest_s: float = LONGEST_S,
     progress: Progress | None = None,
 ) -> Report:
     """Compare our engines with what else there is.
@@ -87,6 +88,7 @@ def run(
         short: Also measure calls with 10 candidates of 50 tokens, and what the adapters add to `Reranker.score`.
         process: Also measure import time, start to first score, and memory, in fresh processes.
         sizes: Numbers of candidates for time and memory; those of `process`.
+        longest_s: Seconds; numbers of candidates that would take longer are left out, and named.
         progress: Takes a line of news and the share done.
 
     Raises:
@@ -119,7 +121,7 @@ def run(
         overheads = benchmark.adapters() if short else []
         if short:
             benchmark.measure_short()
-        fresh, measured = benchmark.in_fresh_processes(sizes) if process else ({}, [])
+        fresh, measured = benchmark.in_fresh_processes(sizes, longest_s) if process else ({}, [])
         return benchmark.report(reference, fresh, overheads, measured)
 
 
@@ -283,7 +285,9 @@ class _Benchmark:
             for name, found in seconds.items()
         ]
 
-    def in_fresh_processes(self, sizes: Sequence[int]) -> tuple[dict[str, tuple[float, float]], list[Size]]:
+    def in_fresh_processes(
+        self, sizes: Sequence[int], longest_s: float
+    ) -> tuple[dict[str, tuple[float, float]], list[Size]]:
         """Import and start of everybody, and time and memory by the number of candidates."""
         # The others' models would take the memory that is measured.
         for entry in self.entries:
@@ -298,7 +302,7 @@ class _Benchmark:
         for number, contender in enumerate(contenders):
             share = 0.85 + 0.15 * number / len(contenders)
             self.tell(f"memory and time of {contender.name}", share)
-            measured, note = _process.measure_sizes(contender, self.model, sizes, self.threads, LONGEST_S)
+            measured, note = _process.measure_sizes(contender, self.model, sizes, self.threads, longest_s)
             found += measured
             self.notes += [note] if note else []
         return fresh, found

@@ -70,6 +70,9 @@ def benchmark(
             "--process", help="Also import time, start to first score, and memory for 10 to 10,000 candidates."
         ),
     ] = False,
+    longest: Annotated[
+        float, typer.Option(min=0, help="Seconds for one number of candidates of --process; longer ones are left out.")
+    ] = 120.0,
     plot: Annotated[Path | None, typer.Option(help="Write a bar chart, for example out.png.")] = None,
     json_file: Annotated[
         str | None,
@@ -104,6 +107,7 @@ def benchmark(
             rounds=rounds,
             short=short,
             process=process,
+            longest_s=longest,
             progress=tell,
         )
     if json_file != "-":
