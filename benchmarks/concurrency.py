@@ -2,9 +2,10 @@
 
     python benchmarks/concurrency.py [--callers 32] [--candidates 10] [--calls 4] [--rounds 5] [--backend openvino]
 
-The texts are paragraphs of CPython's manual, the model is the bundled one unless `--model` names another.
-*Uncoordinated* is the same loaded engine, called by every thread for itself. Both take turns in every round, and the
-figures are medians of the rounds:
+The texts are paragraphs of CPython's manual, the model is all-MiniLM-L6-v2 under a seeded head unless `--model` names
+another. *Uncoordinated* is the same loaded engine, called by every thread for itself; *sentence-transformers*, where
+the model has a checkpoint, is one `CrossEncoder` that all threads call, as the frameworks' own rerankers do. All take
+turns in every round, and the figures are medians of the rounds:
 
 - throughput, and the 50th and 95th percentile of the latency, of `--callers` threads that each make `--calls` calls;
 - the latency of a call of `--candidates` alone, beside a call of 1,000 candidates, and that of the large one;
@@ -19,10 +20,12 @@ import json
 import os
 import pydoc_data.topics
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,7 @@ from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
 from rerank_plugins.backends import LocalBackend
 from rerank_plugins.backends._merge import SharedBatches
+from rerank_plugins.benchmark._model import prepare_model
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--callers", type=int, default=32)
@@ -61,6 +65,14 @@ class Uncoordinated:
         alone = self.backend.configured(max_length=None, instruction=None)
         alone._batches = SharedBatches()
         return alone.score_pairs(pairs)
+
+
+def sentence_transformers(directory: Path, device: str | None) -> Score:
+    """What the frameworks' own rerankers call: `CrossEncoder.predict` in the caller's thread."""
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(directory), device=device or "cpu", local_files_only=True)
+    return lambda query, documents: model.predict([(query, text) for text in documents], show_progress_bar=False)
 
 
 def texts() -> list[str]:
@@ -149,10 +161,19 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     """Run it."""
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        measure(arguments, Path(work))
+
+
+def measure(arguments: argparse.Namespace, work: Path) -> None:
+    """Make the model in `work`, let the contestants take turns, and print the figures."""
+    model = prepare_model(arguments.model, work, int8=False, graph=True, progress=lambda *_: None)
     merged = Reranker(
-        arguments.model, backend=arguments.backend, device=arguments.device, precision=arguments.precision
+        str(model.path), backend=arguments.backend, device=arguments.device, precision=arguments.precision
     )
     contestants: dict[str, Score] = {"uncoordinated": Reranker(Uncoordinated(merged)).score, "merged": merged.score}
+    if model.has_checkpoint:
+        contestants["sentence-transformers"] = sentence_transformers(model.path, arguments.device)
     documents = texts()
     jobs = []
     for caller in range(arguments.callers):
@@ -184,15 +205,23 @@ def main() -> None:
     report = {
         "machine": processor()[0],
         "cpus": os.cpu_count(),
-        "model": merged.model_name,
+        "model": model.name,
         "backend": merged.backend_name,
         "precision": merged.precision,
         "callers": arguments.callers,
         "candidates": arguments.candidates,
         "large": len(large),
         "rows": rows,
-        "throughput_ratio": rows["merged"]["pairs_per_second"] / rows["uncoordinated"]["pairs_per_second"],
-        "p95_ratio": rows["merged"]["p95_s"] / rows["uncoordinated"]["p95_s"],
+        "merged_against": {
+            name: {
+                figure: statistics.median(
+                    ours[figure] / other[figure] for ours, other in zip(found["merged"], rounds, strict=True)
+                )
+                for figure in ("pairs_per_second", "p95_s")
+            }
+            for name, rounds in found.items()
+            if name != "merged"
+        },
         "event_loop_lag": {**medians(lags), "worst_s": max(max(lag.values()) for lag in lags)},
     }
     if arguments.json:
@@ -202,7 +231,8 @@ def main() -> None:
     print(f"{arguments.callers} callers of {arguments.candidates} candidates, {arguments.rounds} rounds")
     for figure in rows["merged"]:
         print(f"{figure:<24}" + "".join(f"{name} {row[figure]:>10.4f}   " for name, row in rows.items()))
-    print(f"throughput {report['throughput_ratio']:.2f} x, p95 {report['p95_ratio']:.2f} x")
+    for name, ratios in report["merged_against"].items():
+        print(f"merged against {name}: throughput {ratios['pairs_per_second']:.2f} x, p95 {ratios['p95_s']:.2f} x")
     print("event-loop lag " + ", ".join(f"{name} {lag:.4f}" for name, lag in report["event_loop_lag"].items()))
 
 
