@@ -34,6 +34,7 @@ from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
 from rerank_plugins.backends import LocalBackend
 from rerank_plugins.backends._merge import SharedBatches
+from rerank_plugins.benchmark._engines import sentence_transformers
 from rerank_plugins.benchmark._model import prepare_model
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,14 +66,6 @@ class Uncoordinated:
         alone = self.backend.configured(max_length=None, instruction=None)
         alone._batches = SharedBatches()
         return alone.score_pairs(pairs)
-
-
-def sentence_transformers(directory: Path, device: str | None) -> Score:
-    """What the frameworks' own rerankers call: `CrossEncoder.predict` in the caller's thread."""
-    from sentence_transformers import CrossEncoder
-
-    model = CrossEncoder(str(directory), device=device or "cpu", local_files_only=True)
-    return lambda query, documents: model.predict([(query, text) for text in documents], show_progress_bar=False)
 
 
 def texts() -> list[str]:
@@ -173,7 +166,8 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
     )
     contestants: dict[str, Score] = {"uncoordinated": Reranker(Uncoordinated(merged)).score, "merged": merged.score}
     if model.has_checkpoint:
-        contestants["sentence-transformers"] = sentence_transformers(model.path, arguments.device)
+        engine = sentence_transformers(str(model.path), dtype="float32", device=arguments.device or "cpu")
+        contestants["sentence-transformers"] = engine.rerank
     documents = texts()
     jobs = []
     for caller in range(arguments.callers):
@@ -213,12 +207,12 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
         "large": len(large),
         "rows": rows,
         "merged_against": {
-            name: {
-                figure: statistics.median(
-                    ours[figure] / other[figure] for ours, other in zip(found["merged"], rounds, strict=True)
-                )
-                for figure in ("pairs_per_second", "p95_s")
-            }
+            name: medians(
+                [
+                    {figure: ours[figure] / other[figure] for figure in ("pairs_per_second", "p95_s")}
+                    for ours, other in zip(found["merged"], rounds, strict=True)
+                ]
+            )
             for name, rounds in found.items()
             if name != "merged"
         },

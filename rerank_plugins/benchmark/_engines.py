@@ -85,12 +85,12 @@ def llama_index(model: str) -> Engine:
     return _llama_index_engine(rerank, _raw(rerank._model))
 
 
-def sentence_transformers(model: str, *, dtype: str) -> Engine:
+def sentence_transformers(model: str, *, dtype: str, device: str = "cpu") -> Engine:
     """sentence-transformers' `CrossEncoder.predict`, sorted."""
     import torch
     from sentence_transformers import CrossEncoder
 
-    encoder = CrossEncoder(model, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
+    encoder = CrossEncoder(model, device=device, model_kwargs={"dtype": getattr(torch, dtype)})
     return Engine(lambda query, texts: encoder.predict([(query, text) for text in texts]), _descending, _raw(encoder))
 
 

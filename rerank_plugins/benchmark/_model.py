@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.backends._files import ModelFiles, converted_directory, resolve
 from rerank_plugins.conversion import convert
+from rerank_plugins.conversion._convert import silent
 from rerank_plugins.errors import ConfigurationError
 
 __all__ = ["DEFAULT_NAME", "Model", "prepare_model"]
@@ -154,24 +155,13 @@ def _link(source: Path, target: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
 
 
-@contextlib.contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """No progress bars, and no report that the head is new: it is meant to be."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def _seeded(directory: Path) -> Path:
     """The trunk of all-MiniLM-L6-v2 under a head whose logits spread as those of a trained one do."""
     torch = import_extra("torch", "benchmark")
     transformers = import_extra("transformers", "benchmark")
     trunk = minilm_directory("benchmark")
-    with torch.random.fork_rng(devices=[]), _quiet(transformers.utils.logging):
+    # Progress bars, and a report that the head is new: it is meant to be.
+    with torch.random.fork_rng(devices=[]), silent(), contextlib.redirect_stderr(io.StringIO()):
         torch.manual_seed(0)
         model = transformers.BertForSequenceClassification.from_pretrained(trunk, num_labels=1)
         with torch.no_grad():

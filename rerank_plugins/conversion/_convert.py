@@ -25,7 +25,7 @@ from rerank_plugins.conversion._first_token import first_token_only
 from rerank_plugins.conversion._weights import int8_weights, store
 from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError, ScoringError
 
-__all__ = ["ConversionReport", "convert"]
+__all__ = ["ConversionReport", "convert", "silent"]
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 """Largest difference between a float32 graph and its source that `convert` accepts."""
@@ -237,7 +237,7 @@ def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str]
     failures = []
     for exporter in ("torchscript", "dynamo"):
         try:
-            with _silent(), first_token_only(source):
+            with silent(), first_token_only(source):
                 if exporter == "torchscript":
                     shapes = {"dynamic_axes": axes, "dynamo": False}
                 else:
@@ -265,8 +265,8 @@ def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str]
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Exporters print and warn; a library does neither."""
+def silent() -> Iterator[None]:
+    """Exporters and loaders print, log and warn; a library does none of it."""
     previous = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
