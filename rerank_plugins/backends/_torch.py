@@ -119,6 +119,7 @@ class TorchBackend(LocalBackend):
         )
         self._files = files
         self._uses_types = "token_type_ids" in self.model.tokenizer.model_input_names
+        self._flattens = self._can_flatten()
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -135,6 +136,33 @@ class TorchBackend(LocalBackend):
         # Of one layer at a time: its input and output, query, key, value and attention, and the feed-forward block.
         values = 8 * width + 2 * int(getattr(config, "intermediate_size", 4 * width))
         return min(max(int(free // (2 * values * weight.element_size())), GPU_TOKEN_BUDGETS[0]), GPU_TOKEN_BUDGETS[1])
+
+    def _can_flatten(self) -> bool:
+        """Whether batches are one sequence without padding, as sentence-transformers makes them.
+
+        It does so for encoders whose head is a module of its own, with flash attention over sequences of different
+        lengths. Where flash-attn is installed, that is asked for on a GPU in half precision.
+        """
+        from sentence_transformers.base.modules import Transformer
+        from transformers.utils import is_flash_attn_2_available
+
+        part = self._transformer
+        # Heads from elsewhere, our own too, read the padded batch.
+        if not isinstance(part, Transformer) or not all(
+            type(module).__module__.startswith("sentence_transformers.") for module in self.model
+        ):
+            return False
+        if (
+            self.model.device.type == "cuda"
+            and self.precision in ("bf16", "fp16")
+            and part.transformer_task == "feature-extraction"
+            and part.auto_model._supports_flash_attn
+            and is_flash_attn_2_available()
+        ):
+            part.auto_model.set_attn_implementation("flash_attention_2")
+            # The setter looks again at what can be done; a model that was saved with False stays padded.
+            part.unpad_inputs = part.unpad_inputs
+        return bool(part.can_flatten_inputs)
 
     def _encoder(self, files: ModelFiles) -> PairEncoder:
         hf_tokenizer = self.model.tokenizer
@@ -194,20 +222,40 @@ class TorchBackend(LocalBackend):
             self.model[1] = LogitScore(true_token_id=hf_tokenizer.convert_tokens_to_ids("Yes"))
         return _PROMPTS[family]
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Raw logits of one batch, shape (n_pairs, n_labels). A batch that the GPU cannot hold is run in halves."""
+    def _padded(self, batch: Batch) -> dict[str, Any]:
         torch = self._torch
-        device = self.model.device
         features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(batch.input_ids).to(device),
-            "attention_mask": torch.from_numpy(batch.attention_mask).to(device),
+            "input_ids": torch.from_numpy(batch.input_ids),
+            "attention_mask": torch.from_numpy(batch.attention_mask),
         }
         if self._uses_types:
-            features["token_type_ids"] = torch.from_numpy(batch.token_type_ids).to(device)
+            features["token_type_ids"] = torch.from_numpy(batch.token_type_ids)
         if self.encoder.render is not None:
             # Positions that start after the padding: a pair scores the same beside any other.
             features["position_ids"] = (features["attention_mask"].cumsum(-1) - 1).clamp_(min=0)
             features["logits_to_keep"] = 1
+        return features
+
+    def _flattened(self, batch: Batch) -> dict[str, Any]:
+        """All pairs one after the other, shape (1, n_tokens), and where each begins."""
+        real = batch.attention_mask.astype(bool)
+        rows = [{"input_ids": ids[kept]} for ids, kept in zip(batch.input_ids, real, strict=True)]
+        features: dict[str, Any] = self._transformer.data_collator(rows)
+        del features["labels"]
+        features["position_ids"] = features["position_ids"] + self._transformer._flatten_position_offset
+        if self._uses_types:
+            # sentence-transformers loses them here, and with them which token is the query's.
+            features["token_type_ids"] = self._torch.from_numpy(batch.token_type_ids[real])[None]
+        return features
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """Raw logits of one batch, shape (n_pairs, n_labels). A batch that the GPU cannot hold is run in halves."""
+        torch = self._torch
+        device = self.model.device
+        features = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in (self._flattened(batch) if self._flattens else self._padded(batch)).items()
+        }
         try:
             with torch.inference_mode():
                 scores = self.model(features)["scores"].float().cpu().numpy()
