@@ -433,7 +433,7 @@ def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
     eager = {"attn_implementation": "eager"}
     model: Any
     if trunk == BUNDLED:
-        model = from_graph(models.bundled_directory() / "model.onnx", model_kwargs=eager)
+        model = from_graph(models.bundled_directory() / "model.onnx", seed=seed, model_kwargs=eager)
     elif trunk is not None and _has_our_head(Path(trunk)):
         model = load_cross_encoder(trunk, device="cpu", model_kwargs=eager)
     else:

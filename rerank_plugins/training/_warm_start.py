@@ -15,14 +15,18 @@ _TRUNK, _HEAD = "parts.0.model.", "parts.1."
 _TERMS = ("cosine", "maxsim", "lexical")
 
 
-def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = None) -> Any:
+def from_graph(graph_path: str | Path, *, seed: int | None = None, model_kwargs: dict[str, Any] | None = None) -> Any:
     """A late-interaction cross-encoder over all-MiniLM-L6-v2 with the weights of an int8 graph that `convert` made.
 
     The bundled model travels as such a graph alone. Rounding moved each weight by at most half a step of its channel's
-    scale, which further training makes good.
+    scale. Training moves most weights by less than that again, so that rounding what was learned from the rounded
+    weights gives those back, and what was learned is lost. With a seed, each weight of the layers is drawn evenly from
+    those that round to it: as many of them cross to the next step as they were moved by, on average (dither: Schuchman,
+    "Dither signals and their effect on quantization noise", IEEE Transactions on Communication Technology, 1964).
 
     Args:
         graph_path: ``model.onnx`` of a bundled model.
+        seed: For training on; None gives the rounded weights themselves.
         model_kwargs: Passed on to the trunk.
 
     Returns:
@@ -35,7 +39,7 @@ def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = 
     from rerank_plugins.backends._late_interaction import build_cross_encoder
 
     torch: Any = import_extra("torch", "train")
-    found = _parameters(Path(graph_path))
+    found = _parameters(Path(graph_path), None if seed is None else np.random.default_rng(seed))
     model: Any = build_cross_encoder(minilm_directory("train"), device="cpu", model_kwargs=model_kwargs)
     trunk = model[0].auto_model
     wanted = {name for name, _ in trunk.named_parameters() if not name.startswith("pooler.")}
@@ -51,8 +55,9 @@ def from_graph(graph_path: str | Path, *, model_kwargs: dict[str, Any] | None = 
     return model
 
 
-def _parameters(path: Path) -> dict[str, Any]:
-    """Weights by the names that they had in PyTorch, and the head's weights by the names of its terms."""
+def _parameters(path: Path, rng: np.random.Generator | None) -> dict[str, Any]:
+    """Weights by the names that they had in PyTorch, and the head's weights by the names of its terms; those of the
+    layers with a draw from ``rng``."""
     onnx: Any = import_extra("onnx", "train")
     graph = onnx.load(str(path)).graph
     stored = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
@@ -75,7 +80,11 @@ def _parameters(path: Path) -> dict[str, Any]:
         bias = [n for reader in readers.get(product.output[0], []) for n in reader.input if n.endswith(".bias")]
         if len(bias) != 1:
             raise ModelLoadError(f"{path}: the weight {name} belongs to no linear layer with a bias.")
-        found[bias[0].removesuffix("bias") + "weight"] = (value.astype(np.float32) * scale[None, :]).T.copy()
+        drawn = value.astype(np.float32)
+        if rng is not None:
+            # The largest of a channel say what a step is.
+            drawn += rng.uniform(-0.5, 0.5, value.shape).astype(np.float32) * (np.abs(drawn) < 127)
+        found[bias[0].removesuffix("bias") + "weight"] = (drawn * scale[None, :]).T.copy()
 
     # The head multiplies its weights by ten, which the exporter has worked out beforehand, in the order of its terms.
     constants = [
