@@ -135,15 +135,17 @@ def test_flattened_batches_have_no_padding_and_change_no_score(family: str, monk
 def test_a_flattened_batch_that_the_memory_cannot_hold_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = on_a_gpu(monkeypatch, headed("bert"), "fp16")
     before = reranker.score(QUERY, TEXTS)
-    whole = varlen_attention
+    sizes: list[int] = []
 
-    def of_one(*arguments: Any, **keywords: Any) -> torch.Tensor:
-        if len(keywords["cu_seqlens_q"]) > 3:
+    def of_two(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        sizes.append(len(keywords["cu_seqlens_q"]) - 1)
+        if sizes[-1] > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return whole(*arguments, **keywords)
+        return varlen_attention(*arguments, **keywords)
 
-    monkeypatch.setattr(flash, "_flash_varlen_fn", of_one)
+    monkeypatch.setattr(flash, "_flash_varlen_fn", of_two)
     assert np.abs(reranker.score(QUERY, TEXTS) - before).max() < 1e-5
+    assert max(sizes) > 2 >= sizes[-1]
 
 
 @pytest.mark.usefixtures("flash_attention")

@@ -250,12 +250,11 @@ class TorchBackend(LocalBackend):
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Raw logits of one batch, shape (n_pairs, n_labels). A batch that the GPU cannot hold is run in halves."""
+        from sentence_transformers.util import batch_to_device
+
         torch = self._torch
         device = self.model.device
-        features = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in (self._flattened(batch) if self._flattens else self._padded(batch)).items()
-        }
+        features = batch_to_device(self._flattened(batch) if self._flattens else self._padded(batch), device)
         try:
             with torch.inference_mode():
                 scores = self.model(features)["scores"].float().cpu().numpy()
