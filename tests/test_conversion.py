@@ -57,8 +57,7 @@ def converted(ours: Path) -> tuple[Path, ConversionReport]:
     return out, convert(ours, out, int8=True)
 
 
-# DeBERTa, whose export takes longest, is converted and compared in test_backends.
-@pytest.mark.parametrize("family", [*(family for family in FAMILIES if family != "deberta-v2"), "bert-nli"])
+@pytest.mark.parametrize("family", [*FAMILIES, "bert-nli"])
 def test_graph_scores_as_its_source(family: str, tmp_path: Path) -> None:
     report = convert(tiny(family), tmp_path / "out")
 
