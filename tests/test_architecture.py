@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "selection": {"types", "errors"},
     "models": set(),
     "calibration": {"selection", "errors"},
-    "backends": {"batching", "errors", "_extras", "models"},
+    "backends": {"batching", "errors", "_extras", "_machine", "models"},
     "cache": {"errors"},
     "reranker": {"_threads", "types", "errors", "passages", "selection", "calibration", "cache", "backends", "models"},
     "_threads": {"backends"},

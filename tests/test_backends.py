@@ -167,11 +167,22 @@ def test_the_bundled_model_in_int8_keeps_the_order() -> None:
     assert ((exact[:, None] > exact[None, :]) == (rounded[:, None] > rounded[None, :]))[clear].all()
 
 
-def test_auto_takes_bf16_where_the_processor_has_it() -> None:
+@pytest.mark.parametrize(
+    ("name", "flags", "faster"),
+    [
+        ("Intel(R) Xeon(R) Processor", {"avx512_bf16", "amx_bf16"}, True),
+        ("Intel(R) Xeon(R) Processor", {"avx512_bf16"}, False),
+        ("AMD EPYC 9B45", {"avx512_bf16"}, True),
+    ],
+)
+def test_auto_takes_bf16_where_the_processor_is_faster_in_it(
+    name: str, flags: set[str], faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import openvino
 
+    monkeypatch.setattr("rerank_plugins._machine.processor", lambda: (name, frozenset(flags)))
     has = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    assert Reranker(converted("bert"), backend="openvino").precision == ("bf16" if has else "fp32")
+    assert Reranker(converted("bert"), backend="openvino").precision == ("bf16" if has and faster else "fp32")
 
 
 @pytest.mark.parametrize("budget", [1, 100, 10_000])

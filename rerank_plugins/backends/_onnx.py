@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._machine import bf16_is_slow
 from rerank_plugins.backends._files import ModelFiles
 from rerank_plugins.backends._int8 import calibration_pairs, quantise
 from rerank_plugins.backends._tokenize import PairEncoder
@@ -98,7 +99,8 @@ class OpenVinoBackend(LocalBackend):
         files: The model's files.
         graph: Its graph.
         precision: ``"fp32"``; ``"bf16"`` where the processor has it; ``"int8"``, see `rerank_plugins.backends._int8`;
-            or ``"auto"``: bf16 where the processor has it, since that leaves the order as good as untouched, else fp32.
+            or ``"auto"``: bf16 where the processor is faster in it, since that leaves the order as good as untouched,
+            else fp32.
         threads: Threads of one call; None leaves it to the engine.
     """
 
@@ -113,7 +115,7 @@ class OpenVinoBackend(LocalBackend):
         core = openvino.Core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "auto":
-            precision = "bf16" if has_bf16 else "fp32"
+            precision = "bf16" if has_bf16 and not bf16_is_slow() else "fp32"
         if precision == "bf16" and not has_bf16:
             raise ConfigurationError(
                 "precision='bf16' needs a processor with bf16 arithmetic (AVX512_BF16 or AMX), which this one lacks. "

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._machine import bf16_is_slow
 from rerank_plugins.training._data import Group, normalise
 
 Progress = Callable[[str, float], None]
@@ -29,12 +30,14 @@ def torch_device(device: str | None) -> str:
 
 
 def native_bf16(device: str) -> bool:
-    """Whether a torch device multiplies bfloat16 natively; emulated, it is several times slower than float32."""
+    """Whether a torch device multiplies bfloat16 natively, and faster than float32; emulated, it is several times
+    slower."""
     torch: Any = import_extra("torch", "train")
     kind = device.split(":")[0]
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return kind == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    has = kind == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return has and not bf16_is_slow()
 
 
 class BiEncoder:
