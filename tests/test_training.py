@@ -334,14 +334,26 @@ def test_shared_words_count_by_how_rare_they_are() -> None:
         return head(given)["scores"].item() - without(given)["scores"].item()
 
     usual = 0.9 * (0.6 + 0.4 * 5 / 80)
+    weight = 7 * (5 / 120) ** 0.3
     idf = head.idf
     assert lexical([3, 4, 8], [5, 6, 5, 6, 7]) == pytest.approx(0, abs=1e-5)
-    assert lexical([3, 3, 3], [5, 3, 5, 3, 7]) == pytest.approx(7 * 2 / (2 + usual), abs=1e-4)
+    assert lexical([3, 3, 3], [5, 3, 5, 3, 7]) == pytest.approx(weight * 2 / (2 + usual), abs=1e-4)
     mixed = (idf[3] * 1 / (1 + usual) + idf[8] * 3 / (3 + usual)) / (idf[3] + idf[8] + idf[4])
-    assert lexical([3, 4, 8], [8, 8, 3, 8, 7]) == pytest.approx(float(7 * mixed), abs=1e-4)
+    assert lexical([3, 4, 8], [8, 8, 3, 8, 7]) == pytest.approx(float(weight * mixed), abs=1e-4)
     assert lexical([3, 4, 8], [3, 5, 5, 5, 5]) > lexical([3, 4, 8], [8, 8, 8, 8, 8])
     # [SEP] of both texts is no shared word, and [UNK] no known one.
     assert lexical([2, 2, 2], [2, 2, 2, 2, 2]) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("length", "share"), [(1, (1 / 120) ** 0.3), (60, 0.5**0.3), (120, 1.0), (300, 1.0)])
+def test_shared_words_count_less_in_short_documents(length: int, share: float) -> None:
+    head = rare_and_common()
+    ids = torch.full((1, length + 1), 3)
+    query = torch.cat([torch.ones(1, 1), torch.zeros(1, length)], 1)
+
+    found = float(head.lexical(ids, query, 1 - query))
+
+    assert found == pytest.approx(share * length / (length + 0.9 * (0.6 + 0.4 * length / 80)), abs=1e-5)
 
 
 both_heads = pytest.mark.parametrize("make", [lambda: LateInteractionScore(8, 9), rare_and_common])

@@ -40,6 +40,9 @@ _EPS = 1e-6
 _CROSS_BIAS = -3.0
 _K1, _B, _MEAN_LENGTH = 0.9, 0.4, 80.0
 """BM25's constants, as Anserini has them for passages, and the tokens of a document of usual length."""
+_SHORT, _DAMPING = 120.0, 0.3
+"""Among sentences, which share their topic, the words in common with the query say less than among passages: chosen on
+held-out queries of the training data (``scripts/evaluate_held_out.py``), where 80 to 200 tokens do about as well."""
 _TAKE_A_BIAS = {"bert", "electra"}
 """Model types that add a mask of four dimensions to their attention logits; DeBERTa takes it for true and false."""
 
@@ -50,8 +53,9 @@ class LateInteractionScore(Module):  # type: ignore[misc]
     ``logit = scale * (w.[CLS] + a * cos(mean query, mean document) + c * maxsim + d * lexical + bias) + shift``
 
     where *maxsim* is the mean over query tokens of their largest cosine with a document token, and *lexical* the mean
-    over query tokens, each weighted by its ``idf``, of BM25's ``tf / (tf + k1 * (1 - b + b * length / 80))``: from 0
-    to 1, and 0 until `know_rarity` has been told of documents. The special tokens take no part in any of them.
+    over query tokens, each weighted by its ``idf``, of BM25's ``tf / (tf + k1 * (1 - b + b * length / 80))``, times
+    ``(length / 120) ** 0.3`` for documents of less than 120 tokens: from 0 to 1, and 0 until `know_rarity` has been
+    told of documents. The special tokens take no part in any of them.
     ``scale`` and ``shift`` are a calibration fitted after training (1 and 0 until then).
 
     Reads ``token_embeddings`` (batch, tokens, dim), ``input_ids``, ``attention_mask`` and BERT-style
@@ -159,9 +163,11 @@ class LateInteractionScore(Module):  # type: ignore[misc]
         """
         same = (ids.unsqueeze(2) == ids.unsqueeze(1)).to(document.dtype)
         found = (same @ document.unsqueeze(-1)).squeeze(-1)
-        usual = _K1 * (1 - _B + _B / _MEAN_LENGTH * document.sum(1, keepdim=True))
+        length = document.sum(1, keepdim=True)
+        usual = _K1 * (1 - _B + _B / _MEAN_LENGTH * length)
         rarity = self.idf[ids] * query
-        return (rarity * found / (found + usual)).sum(1) / rarity.sum(1).clamp(min=_EPS)
+        shared = (rarity * found / (found + usual)).sum(1) / rarity.sum(1).clamp(min=_EPS)
+        return shared * (length.squeeze(1) / _SHORT).clamp(max=1) ** _DAMPING
 
     def know_rarity(self, documents: Iterable[Sequence[int]], special: Sequence[int] = ()) -> None:
         """Sets ``idf`` to ``log(1 + (n - df + 0.5) / (df + 0.5))`` of each token over ``n`` documents.
