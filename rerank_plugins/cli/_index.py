@@ -19,7 +19,6 @@ import platformdirs
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
-from rerank_plugins._machine import bf16_is_slow
 from rerank_plugins._minilm import MINILM_SHA256, minilm_directory
 from rerank_plugins.cli._corpus import CHUNK_OVERLAP, CHUNK_SIZE, Corpus, Passage, split
 from rerank_plugins.errors import InputError
@@ -53,10 +52,12 @@ class Embedder:
         """The embeddings of texts, of length 1: shape (n_texts, n_dimensions), input order."""
         import torch
 
+        from rerank_plugins.training._mining import native_bf16
+
         device = self._model.device.type
         on_cpu = device == "cpu"
         # Where it is faster, it is twice as fast, and the cosine to the float32 vectors is above 0.999.
-        bf16 = on_cpu and bool(torch.cpu.get_capabilities().get("avx512_bf16")) and not bf16_is_slow()
+        bf16 = on_cpu and native_bf16(device)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
 

@@ -50,7 +50,7 @@ class TrainingConfig:
         patience: Stop after this many evaluations without a better one; None goes on to the end.
         checkpoint_s: Seconds between checkpoints.
         seed: Seed of the order of the groups.
-        bf16: Run the matrix products in bfloat16; None does so where the device has it natively.
+        bf16: Run the matrix products in bfloat16; None does so where the device is faster in it.
         device: A torch device; None chooses.
     """
 

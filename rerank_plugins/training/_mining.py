@@ -41,7 +41,7 @@ def native_bf16(device: str) -> bool:
 
 
 class BiEncoder:
-    """A mean-pooled sentence encoder, in bf16 where the processor has it.
+    """A mean-pooled sentence encoder, in bf16 where the processor is faster in it.
 
     Args:
         path: Directory or Hub id of the encoder.
