@@ -1,25 +1,47 @@
-"""Batches of similar length under a token budget, of one call or of several, and the way back to the input order."""
+"""Batches of little padding under a token budget, of one call or of several, and the way back to the input order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Waiting", "next_batch", "token_budget_batches"]
+__all__ = ["BatchCost", "Waiting", "next_batch", "token_budget_batches"]
 
 _PEER = 4
 """A call up to this many times as large as another one, or no larger than a batch, shares batches as an equal."""
 
-_FIXED_COST = 8
-"""What running a batch costs besides its tokens, as one part in so many of a full batch."""
+
+@dataclass(frozen=True, slots=True)
+class BatchCost:
+    """What a batch costs an engine, in tokens: its padded size and something for the batch itself.
+
+    Attributes:
+        token_budget: The largest padded size.
+        fixed: What running a batch costs besides its tokens. Batches are split where that saves more padding.
+        width_step: Widths are padded to a multiple of so many tokens.
+    """
+
+    token_budget: int
+    fixed: int
+    width_step: int = 1
+
+    def widths(self, lengths: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Padded widths of batches whose longest items have these lengths."""
+        widths: NDArray[np.intp] = -(-np.maximum(1, lengths) // self.width_step) * self.width_step
+        return widths
+
+    def places(self, lengths: NDArray[np.intp]) -> NDArray[np.intp]:
+        """How many items batches hold whose longest ones have these lengths: at least 1."""
+        places: NDArray[np.intp] = np.maximum(1, self.token_budget // np.maximum(1, lengths))
+        return places
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Waiting:
-    """The items of one call that are not scored yet.
+    """The items of one call that are not scored yet. Nothing changes them but `without`, which makes new ones.
 
     Attributes:
         positions: Where the items stand in the call, int, shape (n_waiting,), longest item first; equal lengths keep
@@ -33,9 +55,10 @@ class Waiting:
     lengths: NDArray[np.intp]
     tokens: int
     due: int
+    _plan: tuple[BatchCost, NDArray[np.intp]] | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], now: int = 0) -> Waiting:
+    def of(cls, lengths: Sequence[int] | NDArray[np.intp], now: int = 0) -> Waiting:
         """A call that arrives.
 
         It is due when as many tokens have been scored since its arrival as it has itself. So a small call goes before
@@ -50,70 +73,102 @@ class Waiting:
         tokens = int(counts.sum())
         return cls(order, counts[order], tokens, now + tokens)
 
+    def ends(self, cost: BatchCost) -> NDArray[np.intp]:
+        """Where the batch ends that begins at each item, if this call is alone; see `_ends`."""
+        if self._plan is None or self._plan[0] != cost:
+            self._plan = cost, _ends(self.lengths, cost)
+        return self._plan[1]
+
     def without(self, scored: slice) -> Waiting:
         """What is left when the items of a part of a batch are scored."""
-        return replace(self, positions=np.delete(self.positions, scored), lengths=np.delete(self.lengths, scored))
+        kept = np.delete(self.positions, scored), np.delete(self.lengths, scored)
+        rest = Waiting(*kept, self.tokens, self.due)
+        if self._plan is not None and scored.start == 0:
+            # Whatever comes before an item has no say in its batch.
+            cost, ends = self._plan
+            rest._plan = cost, ends[scored.stop :] - scored.stop
+        return rest
 
 
-def token_budget_batches(lengths: Sequence[int] | NDArray[np.intp], token_budget: int) -> Iterator[NDArray[np.intp]]:
-    """Group the items of one call so that every batch holds similar lengths and little padding.
+def token_budget_batches(lengths: Sequence[int] | NDArray[np.intp], cost: BatchCost) -> Iterator[NDArray[np.intp]]:
+    """Group the items of one call at the least cost.
 
-    The longest items come first, so that memory peaks at once or never. A batch costs its longest item times its
-    number of items; an item longer than the budget gets a batch of its own. Equal lengths keep their input order,
-    hence the batches depend on the lengths alone.
+    The longest items come first, so that memory peaks at once or never. An item longer than the budget gets a batch of
+    its own. Equal lengths keep their input order, hence the batches depend on the lengths alone.
 
     Args:
         lengths: Token count of each item.
-        token_budget: Largest padded size of a batch, in tokens.
+        cost: Of a batch.
 
     Yields:
         Integer arrays of input positions, disjoint, together a permutation of ``range(len(lengths))``. Write the
         result of a batch to ``result[positions]`` and the input order is restored.
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.intp), kind="stable")
+    call = Waiting.of(lengths)
+    ends = call.ends(cost)
     start = 0
-    while start < len(order):
-        stop = start + _places(lengths[order[start]], token_budget)
-        yield order[start:stop]
-        start = stop
+    while start < len(ends):
+        yield call.positions[start : ends[start]]
+        start = ends[start]
 
 
-def next_batch(calls: Sequence[Waiting], token_budget: int) -> list[tuple[int, slice]]:
+def next_batch(calls: Sequence[Waiting], cost: BatchCost) -> list[tuple[int, slice]]:
     """Choose the items that go into one padded batch.
 
-    A batch costs its longest item times its number of items; an item longer than the budget gets a batch of its own.
-    The call that is due first has its longest item in it, among the items of like length of that call and of others of
-    its size: of all such batches, the one with the least cost for each of its tokens. Places that stay free go to
-    shorter items of larger calls, which therefore never hold up a small one.
+    An item longer than the budget gets a batch of its own. The call that is due first has its longest item in it, among
+    the items of like length of that call and of others of its size: of all such batches, the one with the least cost
+    for each of its tokens. Places that stay free go to shorter items of larger calls, which therefore never hold up a
+    small one.
 
     Hence little padding among many small calls; and a call that is alone gets what `token_budget_batches` gives.
 
     Args:
         calls: At least one call, each with at least one item.
-        token_budget: Largest padded size of a batch, in tokens.
+        cost: Of a batch.
 
     Returns:
         For each call that takes part, its index in `calls` and the part of its `Waiting.positions`.
     """
     if len(calls) == 1:
-        return [(0, slice(0, min(_places(calls[0].lengths[0], token_budget), len(calls[0].lengths))))]
+        return [(0, slice(0, int(calls[0].ends(cost)[0])))]
     turns = sorted(range(len(calls)), key=lambda i: calls[i].due)
     first = calls[turns[0]]
-    equal = max(_PEER * first.tokens, token_budget)
-    lengths, owners = _pool(calls, [i for i in turns if calls[i].tokens <= equal])
-    start, places = _cheapest(lengths, int(np.searchsorted(-lengths, -first.lengths[0])), token_budget)
-    batch = _parts(owners, start, places)
-    free = places - len(lengths[start : start + places])
+    equal = max(_PEER * first.tokens, cost.token_budget)
+    peers = [i for i in turns if calls[i].tokens <= equal]
+    lengths, owners = _pool(calls, peers)
+    if len(peers) == 1:
+        start, stop = 0, int(first.ends(cost)[0])
+    else:
+        start, stop = _cheapest(lengths, int(np.searchsorted(-lengths, -first.lengths[0])), cost)
+    batch = _parts(owners, start, stop)
+    free = int(cost.places(lengths[start])) - (stop - start)
     larger = [i for i in turns if calls[i].tokens > equal]
     if free and larger:
         longest = lengths[start]
         lengths, owners = _pool(calls, larger)
-        batch += _parts(owners, int(np.searchsorted(-lengths, -longest)), free)
+        begin = int(np.searchsorted(-lengths, -longest))
+        batch += _parts(owners, begin, begin + free)
     return batch
 
 
-def _places(longest: int | np.intp, token_budget: int) -> int:
-    return max(1, token_budget // max(1, int(longest)))
+def _ends(lengths: NDArray[np.intp], cost: BatchCost) -> NDArray[np.intp]:
+    """Where each batch ends in the cheapest partition of the items from each one on; lengths descend.
+
+    By dynamic programming from the shortest item up: the cheapest partition is that of the rest after its first batch.
+    """
+    n = len(lengths)
+    ends = np.empty(n, dtype=np.intp)
+    least = np.zeros(n + 1, dtype=np.intp)
+    widths, places = cost.widths(lengths).tolist(), cost.places(lengths).tolist()
+    counts = np.arange(max(places, default=0), 0, -1)
+    for start in range(n - 1, -1, -1):
+        most = min(places[start], n - start)
+        # From the largest batch down, which is what comes out where several cost the same.
+        costs = widths[start] * counts[-most:] + least[start + most : start : -1]
+        best = int(costs.argmin())
+        least[start] = costs[best] + cost.fixed
+        ends[start] = start + most - best
+    return ends
 
 
 def _pool(calls: Sequence[Waiting], chosen: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -124,23 +179,25 @@ def _pool(calls: Sequence[Waiting], chosen: Sequence[int]) -> tuple[NDArray[np.i
     return lengths[order], owners[order]
 
 
-def _cheapest(lengths: NDArray[np.intp], needed: int, token_budget: int) -> tuple[int, int]:
-    """Where to begin among descending lengths, and the number of places, so that the item `needed` has one."""
-    starts = np.arange(needed + 1)
-    longest = np.maximum(1, lengths[: needed + 1])
-    places = np.maximum(1, token_budget // longest)
-    ends = np.minimum(starts + places, len(lengths))
+def _cheapest(lengths: NDArray[np.intp], needed: int, cost: BatchCost) -> tuple[int, int]:
+    """Where a batch begins and ends among descending lengths, so that the item `needed` is in it."""
+    starts = np.arange(max(0, needed + 1 - int(cost.places(lengths[needed]))), needed + 1)
+    ends = np.arange(needed + 1, min(len(lengths), needed + int(cost.places(lengths[needed]))) + 1)
     sums = np.concatenate(([0], np.cumsum(lengths)))
-    cost = longest * (ends - starts) + token_budget / _FIXED_COST
-    price = np.where(starts + places > needed, cost / np.maximum(1, sums[ends] - sums[starts]), np.inf)
-    start = int(np.argmin(price))
-    return start, int(places[start])
+    counts = ends - starts[:, None]
+    price = (cost.widths(lengths[starts])[:, None] * counts + cost.fixed) / np.maximum(
+        1, sums[ends] - sums[starts, None]
+    )
+    price[counts > cost.places(lengths[starts])[:, None]] = np.inf
+    # Of those that cost the same, the largest.
+    start, end = divmod(int(price[:, ::-1].argmin()), len(ends))
+    return int(starts[start]), int(ends[::-1][end])
 
 
-def _parts(owners: NDArray[np.intp], start: int, places: int) -> list[tuple[int, slice]]:
+def _parts(owners: NDArray[np.intp], start: int, stop: int) -> list[tuple[int, slice]]:
     """The part of each call in a stretch of the pool. A pool keeps every call's order, so a part has no gaps."""
     before = np.bincount(owners[:start], minlength=int(owners.max()) + 1)
-    chosen, counts = np.unique(owners[start : start + places], return_counts=True)
+    chosen, counts = np.unique(owners[start:stop], return_counts=True)
     return [
         (i, slice(int(before[i]), int(before[i]) + count))
         for i, count in zip(chosen.tolist(), counts.tolist(), strict=True)

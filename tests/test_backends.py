@@ -21,6 +21,7 @@ from rerank_plugins.backends import ModelSpec, load_backend
 from rerank_plugins.backends._files import ModelFiles, converted_directory
 from rerank_plugins.backends._onnx import OpenVinoBackend
 from rerank_plugins.backends._torch import TorchBackend
+from rerank_plugins.backends.base import LocalBackend
 from rerank_plugins.conversion import convert
 from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, ScoringError
 from rerank_plugins.testing import FakeBackend, check_backend_contract
@@ -192,6 +193,28 @@ def test_batching_changes_no_score(budget: int) -> None:
     other.token_budget = budget  # type: ignore[attr-defined]
     pairs = [(QUERY, text) for text in TEXTS]
     assert np.abs(backend.score_pairs(pairs) - other.score_pairs(pairs)).max() < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
+def test_batches_that_are_split_for_their_padding_change_no_score(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = load_backend(ModelSpec(model=model_of("bert", engine), backend=engine, precision="fp32"))
+    assert isinstance(split, LocalBackend)
+    whole = split.configured(max_length=None, instruction=None)
+    whole.batch_cost = whole.token_budget
+    # A text of many tokens among several of few.
+    pairs = [(QUERY, text) for text in ("a bird", "the sea at night", "a " * 500, "a fish", "two birds", "three fish")]
+    sizes: list[int] = []
+    logits = []
+    for backend in (split, whole):
+        forward = backend.forward
+        monkeypatch.setattr(
+            backend, "forward", lambda batch, run=forward: sizes.append(len(batch.input_ids)) or run(batch)
+        )
+        logits.append(backend.score_pairs(pairs))
+
+    assert sizes == [1, 5, 6]
+    assert np.abs(logits[0] - logits[1]).max() < 1e-5
+    assert (np.argsort(logits[0]) == np.argsort(logits[1])).all()
 
 
 # -- how "auto" decides -------------------------------------------------------------------------------------------

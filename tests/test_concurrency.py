@@ -20,6 +20,7 @@ from rerank_plugins import Reranker
 from rerank_plugins.backends._merge import Cancellation, Cancelled, SharedBatches, cancellation
 from rerank_plugins.backends._tokenize import EncodedPair, PairEncoder
 from rerank_plugins.backends.base import Batch, LocalBackend
+from rerank_plugins.batching import BatchCost
 from rerank_plugins.errors import InputError, ScoringError
 from rerank_plugins.testing import FakeBackend
 
@@ -333,7 +334,7 @@ def test_a_caller_that_is_alone_runs_its_batches_in_its_own_thread() -> None:
     backend = Counting(token_budget=100)
     lengths = [30, 10, 50, 20, 10, 40]
     assert Reranker(backend).score("1", texts_of(*lengths)).tolist() == logits_of(1, texts_of(*lengths))
-    assert [[n for _, n in batch] for batch in backend.batches] == [[50, 40], [30, 20, 10], [10]]
+    assert [[n for _, n in batch] for batch in backend.batches] == [[50, 40], [30, 20], [10, 10]]
     assert set(backend.threads) == {threading.current_thread()}
 
 
@@ -576,7 +577,7 @@ def test_nothing_is_lost_among_errors_cancellations_and_deaths() -> None:
                 timer = threading.Timer(own.random() / 500, stop.cancel)
                 timer.start()
             try:
-                logits = shared.score([EncodedPair(row, row, False) for row in rows], run, 500)
+                logits = shared.score([EncodedPair(row, row, False) for row in rows], run, BatchCost(500, 500))
                 if bad or logits[:, 0].tolist() != [row.sum() for row in rows]:
                     wrong.append(rows)
             except ScoringError:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins.backends._tokenize import EncodedPair
-from rerank_plugins.batching import Waiting, next_batch
+from rerank_plugins.batching import BatchCost, Waiting, next_batch
 from rerank_plugins.errors import ScoringError
 
 __all__ = ["Cancellation", "Cancelled", "SharedBatches", "cancellation"]
@@ -64,11 +64,11 @@ cancellation: contextvars.ContextVar[Cancellation | None] = contextvars.ContextV
 class _Call:
     """One caller's pairs, and what has become of them. Only the leader changes `waiting`, `logits` and `error`."""
 
-    def __init__(self, pairs: Sequence[EncodedPair], waiting: Waiting, run: Run, token_budget: int) -> None:
+    def __init__(self, pairs: Sequence[EncodedPair], waiting: Waiting, run: Run, cost: BatchCost) -> None:
         self.pairs = pairs
         self.waiting = waiting
         self.run = run
-        self.token_budget = token_budget
+        self.cost = cost
         self.stop = cancellation.get()
         self.logits: NDArray[np.float32] | None = None
         self.error: Exception | None = None
@@ -96,13 +96,13 @@ class SharedBatches:
         self._leader: _Call | None = None
         self._scored = 0
 
-    def score(self, pairs: Sequence[EncodedPair], run: Run, token_budget: int) -> NDArray[np.float32]:
+    def score(self, pairs: Sequence[EncodedPair], run: Run, cost: BatchCost) -> NDArray[np.float32]:
         """Score pairs, in batches that are shared with whoever else is scoring.
 
         Args:
             pairs: At least one tokenised pair.
             run: Scores one batch, which may hold other callers' pairs too.
-            token_budget: Largest padded batch, in tokens.
+            cost: Of a batch.
 
         Returns:
             float32, shape (n_pairs, n_labels), input order.
@@ -112,7 +112,7 @@ class SharedBatches:
             Exception: What `run` raised for these pairs, and not for another caller's.
         """
         waiting = Waiting.of([len(pair.ids) for pair in pairs], self._scored)
-        call = _Call(pairs, waiting, run, token_budget)
+        call = _Call(pairs, waiting, run, cost)
         if call.stop is not None:
             call.stop.add(call.wake)
         try:
@@ -155,8 +155,8 @@ class SharedBatches:
         with self._lock:
             calls = [call for call in self._calls if not (call.done or call.cancelled)]
         if calls:
-            budget = min(call.token_budget for call in calls)
-            parts = next_batch([call.waiting for call in calls], budget)
+            cost = min((call.cost for call in calls), key=lambda cost: cost.token_budget)
+            parts = next_batch([call.waiting for call in calls], cost)
             self._run([(calls[i], part) for i, part in parts])
 
     def _run(self, parts: list[tuple[_Call, slice]]) -> None:

@@ -21,6 +21,8 @@ __all__ = ["OnnxBackend", "OpenVinoBackend"]
 
 TOKEN_BUDGET = 1024
 """Padded tokens in a batch: enough to fill the cores, small enough for the activations to stay in cache."""
+BATCH_COST = 32
+"""What a batch costs besides its tokens, in tokens: its weights are read anew."""
 
 
 def _encoder(files: ModelFiles) -> PairEncoder:
@@ -62,7 +64,7 @@ class OnnxBackend(LocalBackend):
     def __init__(self, files: ModelFiles, graph: Path, *, threads: int | None = None) -> None:
         import onnxruntime as ort
 
-        super().__init__(_encoder(files), token_budget=TOKEN_BUDGET, labels=files.labels)
+        super().__init__(_encoder(files), token_budget=TOKEN_BUDGET, batch_cost=BATCH_COST, labels=files.labels)
         self._files, self._graph = files, graph
         options = ort.SessionOptions()
         # Errors alone: a library prints nothing, and ONNX Runtime warns on standard error.
@@ -110,7 +112,7 @@ class OpenVinoBackend(LocalBackend):
 
     def __init__(self, files: ModelFiles, graph: Path, *, precision: str = "fp32", threads: int | None = None) -> None:
         openvino = import_extra("openvino", "openvino")
-        super().__init__(_encoder(files), token_budget=TOKEN_BUDGET, labels=files.labels)
+        super().__init__(_encoder(files), token_budget=TOKEN_BUDGET, batch_cost=BATCH_COST, labels=files.labels)
         self._files, self._graph = files, graph
         core = openvino.Core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

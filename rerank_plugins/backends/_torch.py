@@ -19,6 +19,8 @@ from rerank_plugins.errors import ConfigurationError, ModelLoadError, ScoringErr
 __all__ = ["TorchBackend"]
 
 CPU_TOKEN_BUDGET = 2048
+CPU_BATCH_COST = 128
+"""What a batch costs on a CPU besides its tokens, in tokens: every module is called from Python."""
 GPU_TOKEN_BUDGETS = (8_192, 262_144)
 """Smallest and largest batch on a GPU, in tokens."""
 
@@ -115,6 +117,7 @@ class TorchBackend(LocalBackend):
         super().__init__(
             self._encoder(files),
             token_budget=CPU_TOKEN_BUDGET if on_cpu else self._gpu_budget(),
+            batch_cost=CPU_BATCH_COST if on_cpu else None,
             labels=files.labels if self.model.num_labels == len(files.labels) else (),
         )
         self._files = files

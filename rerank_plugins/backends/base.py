@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rerank_plugins.backends._merge import SharedBatches
 from rerank_plugins.backends._tokenize import EncodedPair, PairEncoder
+from rerank_plugins.batching import BatchCost
 from rerank_plugins.errors import InputError
 
 __all__ = ["Backend", "Batch", "LocalBackend", "Pair", "PairScorer"]
@@ -104,15 +105,25 @@ class LocalBackend(Backend):
     Args:
         encoder: Tokenises pairs.
         token_budget: Largest padded batch, in tokens.
+        batch_cost: What running a batch costs besides its tokens, in tokens; None is a full batch, so that there are
+            as few as can be.
         labels: Names of the classes by column.
     """
 
     width_step = 1
     """Batches are padded to a multiple of so many tokens: more than 1 for engines that compile for each new shape."""
 
-    def __init__(self, encoder: PairEncoder, *, token_budget: int, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        encoder: PairEncoder,
+        *,
+        token_budget: int,
+        batch_cost: int | None = None,
+        labels: Sequence[str] = (),
+    ) -> None:
         self.encoder = encoder
         self.token_budget = token_budget
+        self.batch_cost = token_budget if batch_cost is None else batch_cost
         self.labels = tuple(labels)
         self._batches = SharedBatches()
 
@@ -146,7 +157,8 @@ class LocalBackend(Backend):
         if not encoded:
             return np.empty(0, dtype=np.float32), truncated
         step = self.width_step
-        logits = self._batches.score(encoded, lambda batch: self.forward(self.collate(batch, step)), self.token_budget)
+        cost = BatchCost(self.token_budget, self.batch_cost, step)
+        logits = self._batches.score(encoded, lambda batch: self.forward(self.collate(batch, step)), cost)
         return (logits[:, 0] if logits.shape[1] == 1 else logits), truncated
 
     def collate(self, pairs: Sequence[EncodedPair], step: int = 1) -> Batch:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rerank_plugins.backends._onnx import TOKEN_BUDGET, OpenVinoBackend
-from rerank_plugins.backends._torch import CPU_TOKEN_BUDGET
-from rerank_plugins.batching import token_budget_batches
+from rerank_plugins.backends._onnx import BATCH_COST, TOKEN_BUDGET, OpenVinoBackend
+from rerank_plugins.backends._torch import CPU_BATCH_COST, CPU_TOKEN_BUDGET
+from rerank_plugins.batching import BatchCost, token_budget_batches
 
 __all__ = ["product_shapes"]
 
@@ -35,11 +35,13 @@ def product_shapes(config: Mapping[str, Any], lengths: Sequence[Sequence[int]], 
         return []
     width, inner = int(config["hidden_size"]), int(config["intermediate_size"])
     layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
-    budget = CPU_TOKEN_BUDGET if library == "torch" else TOKEN_BUDGET
     step = OpenVinoBackend.width_step if library == "openvino" else 1
+    cost = (
+        BatchCost(CPU_TOKEN_BUDGET, CPU_BATCH_COST) if library == "torch" else BatchCost(TOKEN_BUDGET, BATCH_COST, step)
+    )
     counts: Counter[tuple[int, int, int, int]] = Counter()
     for call in lengths:
-        for batch in token_budget_batches(call, budget):
+        for batch in token_budget_batches(call, cost):
             size, longest = len(batch), -(-max(int(call[i]) for i in batch) // step) * step
             tokens = size * longest
             counts[1, tokens, width, width] += 4 * layers
