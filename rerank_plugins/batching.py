@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Waiting:
     lengths: NDArray[np.intp]
     tokens: int
     due: int
-    _plan: tuple[BatchCost, NDArray[np.intp]] | None = None
+    _plan: tuple[BatchCost, NDArray[np.intp]] | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, lengths: Sequence[int] | NDArray[np.intp], now: int = 0) -> Waiting:
@@ -181,14 +181,14 @@ def _pool(calls: Sequence[Waiting], chosen: Sequence[int]) -> tuple[NDArray[np.i
 
 def _cheapest(lengths: NDArray[np.intp], needed: int, cost: BatchCost) -> tuple[int, int]:
     """Where a batch begins and ends among descending lengths, so that the item `needed` is in it."""
-    starts = np.arange(max(0, needed + 1 - int(cost.places(lengths[needed]))), needed + 1)
-    ends = np.arange(needed + 1, min(len(lengths), needed + int(cost.places(lengths[needed]))) + 1)
+    # No batch with the item in it holds more: those that begin earlier are wider.
+    most = int(cost.places(lengths[needed]))
+    starts = np.arange(max(0, needed + 1 - most), needed + 1)
+    ends = np.arange(needed + 1, min(len(lengths), needed + most) + 1)
     sums = np.concatenate(([0], np.cumsum(lengths)))
-    counts = ends - starts[:, None]
-    price = (cost.widths(lengths[starts])[:, None] * counts + cost.fixed) / np.maximum(
-        1, sums[ends] - sums[starts, None]
-    )
-    price[counts > cost.places(lengths[starts])[:, None]] = np.inf
+    counts, tokens = ends - starts[:, None], sums[ends] - sums[starts, None]
+    price = (cost.widths(lengths[starts, None]) * counts + cost.fixed) / np.maximum(1, tokens)
+    price[counts > cost.places(lengths[starts, None])] = np.inf
     # Of those that cost the same, the largest.
     start, end = divmod(int(price[:, ::-1].argmin()), len(ends))
     return int(starts[start]), int(ends[::-1][end])

@@ -70,7 +70,7 @@ def test_batches_fill_the_budget() -> None:
 
 def spent(batches: list[list[int]], lengths: list[int], cost: BatchCost) -> int:
     """What batches cost together."""
-    widths = [-(-max(1, *(lengths[i] for i in batch), 1) // cost.width_step) * cost.width_step for batch in batches]
+    widths = [-(-max(1, *(lengths[i] for i in batch)) // cost.width_step) * cost.width_step for batch in batches]
     return sum(width * len(batch) + cost.fixed for width, batch in zip(widths, batches, strict=True))
 
 

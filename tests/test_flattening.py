@@ -98,7 +98,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, model: str, precision: str) -> Rer
     backend = reranker._backend
     assert isinstance(backend, TorchBackend)
     backend.precision = precision
-    # There are as few batches there as can be.
+    # There a batch is taken to cost a full one more.
     backend.batch_cost = backend.token_budget
     with monkeypatch.context() as patched:
         patched.setattr(CrossEncoder, "device", property(lambda _: torch.device("cuda")))

@@ -105,8 +105,8 @@ class LocalBackend(Backend):
     Args:
         encoder: Tokenises pairs.
         token_budget: Largest padded batch, in tokens.
-        batch_cost: What running a batch costs besides its tokens, in tokens; None is a full batch, so that there are
-            as few as can be.
+        batch_cost: What running a batch costs besides its tokens, in tokens; None is a full batch's, for which
+            hardly any is split.
         labels: Names of the classes by column.
     """
 

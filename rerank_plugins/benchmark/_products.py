@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rerank_plugins.backends._onnx import BATCH_COST, TOKEN_BUDGET, OpenVinoBackend
 from rerank_plugins.backends._torch import CPU_BATCH_COST, CPU_TOKEN_BUDGET
 from rerank_plugins.batching import BatchCost, token_budget_batches
@@ -35,14 +37,15 @@ def product_shapes(config: Mapping[str, Any], lengths: Sequence[Sequence[int]], 
         return []
     width, inner = int(config["hidden_size"]), int(config["intermediate_size"])
     layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
-    step = OpenVinoBackend.width_step if library == "openvino" else 1
-    cost = (
-        BatchCost(CPU_TOKEN_BUDGET, CPU_BATCH_COST) if library == "torch" else BatchCost(TOKEN_BUDGET, BATCH_COST, step)
-    )
+    cost = {
+        "torch": BatchCost(CPU_TOKEN_BUDGET, CPU_BATCH_COST),
+        "onnx": BatchCost(TOKEN_BUDGET, BATCH_COST),
+        "openvino": BatchCost(TOKEN_BUDGET, BATCH_COST, OpenVinoBackend.width_step),
+    }[library]
     counts: Counter[tuple[int, int, int, int]] = Counter()
     for call in lengths:
         for batch in token_budget_batches(call, cost):
-            size, longest = len(batch), -(-max(int(call[i]) for i in batch) // step) * step
+            size, longest = len(batch), int(cost.widths(np.asarray(call)[batch]).max())
             tokens = size * longest
             counts[1, tokens, width, width] += 4 * layers
             counts[1, tokens, width, inner] += layers
