@@ -35,7 +35,7 @@ class BatchCost:
 
     def places(self, lengths: NDArray[np.intp]) -> NDArray[np.intp]:
         """How many items batches hold whose longest ones have these lengths: at least 1."""
-        places: NDArray[np.intp] = np.maximum(1, self.token_budget // np.maximum(1, lengths))
+        places: NDArray[np.intp] = np.maximum(1, self.token_budget // self.widths(lengths))
         return places
 
 

@@ -27,6 +27,11 @@ def batches(calls: list[Waiting], cost: BatchCost) -> Iterator[list[tuple[int, l
         yield batch
 
 
+def width(lengths: list[int], cost: BatchCost) -> int:
+    """Of a batch of these items, padded."""
+    return -(-max(1, *lengths) // cost.width_step) * cost.width_step
+
+
 def alone(counts: list[int], cost: BatchCost) -> list[list[int]]:
     return [positions for ((_, positions),) in batches([Waiting.of(counts)], cost)]
 
@@ -41,8 +46,7 @@ def test_batches_are_a_permutation(lengths: list[int], cost: BatchCost) -> None:
 @given(lengths, costs)
 def test_batches_of_one_call_keep_to_the_budget(lengths: list[int], cost: BatchCost) -> None:
     for batch in token_budget_batches(lengths, cost):
-        padded = len(batch) * max(lengths[i] for i in batch)
-        assert padded <= cost.token_budget or len(batch) == 1
+        assert len(batch) * width([lengths[i] for i in batch], cost) <= cost.token_budget or len(batch) == 1
 
 
 @given(lengths, costs)
@@ -66,12 +70,13 @@ def test_similar_lengths_share_a_batch() -> None:
 
 def test_batches_fill_the_budget() -> None:
     assert [len(b) for b in token_budget_batches([100] * 50, BatchCost(1000, 1))] == [10] * 5
+    padded_to_104 = token_budget_batches([100] * 50, BatchCost(1000, 1, 8))
+    assert [len(b) for b in padded_to_104] == [9, 9, 9, 9, 9, 5]
 
 
 def spent(batches: list[list[int]], lengths: list[int], cost: BatchCost) -> int:
     """What batches cost together."""
-    widths = [-(-max(1, *(lengths[i] for i in batch)) // cost.width_step) * cost.width_step for batch in batches]
-    return sum(width * len(batch) + cost.fixed for width, batch in zip(widths, batches, strict=True))
+    return sum(width([lengths[i] for i in batch], cost) * len(batch) + cost.fixed for batch in batches)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 200), st.integers(0, 60))
@@ -83,7 +88,7 @@ def test_no_other_batches_of_neighbours_cost_less(lengths: list[int], budget: in
     for cuts in product([False, True], repeat=len(order) - 1):
         places = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(order)]
         other = [order[start:stop] for start, stop in pairwise(places)]
-        if all(len(batch) == 1 or len(batch) * lengths[batch[0]] <= budget for batch in other):
+        if all(len(batch) == 1 or len(batch) * width([lengths[batch[0]]], cost) <= budget for batch in other):
             assert least <= spent(other, lengths, cost)
 
 
@@ -117,7 +122,7 @@ def test_every_item_of_every_call_is_in_one_batch(callers: list[list[int]], cost
 def test_batches_keep_to_the_budget(callers: list[list[int]], cost: BatchCost) -> None:
     for batch in batches([Waiting.of(c) for c in callers], cost):
         found = [callers[i][p] for i, part in batch for p in part]
-        assert len(found) * max(found) <= cost.token_budget or len(found) == 1
+        assert len(found) * width(found, cost) <= cost.token_budget or len(found) == 1
 
 
 @given(callers, costs)
