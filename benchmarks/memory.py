@@ -4,8 +4,7 @@
 
 Every call is a few texts, 5 to 40, cut from CPython's manual at random, of up to 30 to 400 words, with the bundled
 model: ever other shapes of batches, for each of which OpenVINO and its oneDNN keep kernels. Each engine is a process of
-its own; *as it comes* is OpenVINO with the number of kernels that it keeps of its own accord. Set
-ONEDNN_PRIMITIVE_CACHE_CAPACITY to see what oneDNN's share is.
+its own; *as it comes* is OpenVINO with the number of kernels that it keeps of its own accord.
 """
 
 from __future__ import annotations
