@@ -74,7 +74,7 @@ class OnnxBackend(LocalBackend):
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        # A plan of memory for every shape seen: each costs as much memory as the largest batch, and saves no time.
+        # Plans of memory are for inputs of one shape: with ever other ones they take more of it, and save no time.
         options.enable_mem_pattern = False
         # Weights that are stored as int8 become float once, while loading, and not again in every call.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
