@@ -74,7 +74,7 @@ def measure(
         for name, variant in variants.items():
             start = time.perf_counter()
             for call in calls:
-                variant.score_pairs(call)
+                variant.logits(call)
             # The first round warms up.
             if number:
                 seconds[name].append((time.perf_counter() - start) / len(calls))

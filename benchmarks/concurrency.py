@@ -65,7 +65,7 @@ class Uncoordinated:
         """Score pairs at once, whoever else is scoring."""
         alone = self.backend.configured(max_length=None, instruction=None)
         alone._batches = SharedBatches()
-        return alone.score_pairs(pairs)
+        return alone.logits(pairs).logits[:, 0]
 
 
 def texts() -> list[str]:
@@ -140,7 +140,7 @@ async def loop_lag(reranker: Reranker, jobs: list[tuple[str, list[str]]]) -> flo
             worst = max(worst, time.perf_counter() - start - 0.001)
 
     watching = asyncio.create_task(watch())
-    await asyncio.gather(*(reranker.ascore(*job) for job in jobs))
+    await asyncio.gather(*(reranker.alogits(*job) for job in jobs))
     done = True
     await watching
     return worst

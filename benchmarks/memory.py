@@ -42,7 +42,7 @@ start, found = time.perf_counter(), []
 for number in range(1, calls + 1):
     longest = chance.choice([30, 60, 120, 240, 400])
     begins = [chance.randrange(len(words) - longest) for _ in range(chance.choice([5, 10, 20, 40]))]
-    reranker.score("how does it work", [" ".join(words[at : at + chance.randint(5, longest)]) for at in begins])
+    reranker.logits("how does it work", [" ".join(words[at : at + chance.randint(5, longest)]) for at in begins])
     if number % max(1, calls // 4) == 0:
         seconds = time.perf_counter() - start
         found.append({"calls": number, "shapes": len(shapes), "peak_bytes": peak_bytes(), "seconds": seconds})

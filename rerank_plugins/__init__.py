@@ -6,12 +6,45 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rerank_plugins.calibration import Calibration
+    from rerank_plugins.errors import (
+        ConfigurationError,
+        InputError,
+        MissingDependencyError,
+        ModelLoadError,
+        RerankError,
+        ScoringError,
+        ServerError,
+        ServerTimeout,
+    )
     from rerank_plugins.reranker import Reranker
-    from rerank_plugins.types import Candidate, RankedCandidate, Ranking
+    from rerank_plugins.settings import Settings
+    from rerank_plugins.types import BackendName, Candidate, Precision, RankedCandidate, Ranking, Scale
 
-__all__ = ["Candidate", "RankedCandidate", "Ranking", "Reranker", "__version__"]
+__all__ = [
+    "BackendName",
+    "Calibration",
+    "Candidate",
+    "ConfigurationError",
+    "InputError",
+    "MissingDependencyError",
+    "ModelLoadError",
+    "Precision",
+    "RankedCandidate",
+    "Ranking",
+    "RerankError",
+    "Reranker",
+    "Scale",
+    "ScoringError",
+    "ServerError",
+    "ServerTimeout",
+    "Settings",
+    "__version__",
+]
 
 __version__ = "0.1.0"
+
+_HOMES = {"Calibration": "calibration", "Reranker": "reranker", "Settings": "settings"}
 
 
 def __getattr__(name: str) -> object:
@@ -20,7 +53,8 @@ def __getattr__(name: str) -> object:
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("rerank_plugins.reranker" if name == "Reranker" else "rerank_plugins.types"), name)
+    home = _HOMES.get(name) or ("errors" if name.endswith(("Error", "Timeout")) else "types")
+    return getattr(import_module(f"rerank_plugins.{home}"), name)
 
 
 def __dir__() -> list[str]:

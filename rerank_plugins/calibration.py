@@ -21,44 +21,44 @@ __all__ = ["Calibration", "expected_calibration_error", "fit_calibration"]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """An increasing map of logits, ``scale * logit + shift``, under which the sigmoid is a probability.
+    """An increasing map of logits, ``slope * logit + intercept``, under which the sigmoid is a probability.
 
     It changes what scores mean, never the order. `Reranker(calibration=...)` takes one, or the path of a saved one.
 
     Attributes:
-        scale: Above 0.
-        shift: Any finite number.
+        slope: Above 0.
+        intercept: Any finite number.
 
     Raises:
-        ConfigurationError: `scale` is not above 0, or one of them is no finite number.
+        ConfigurationError: `slope` is not above 0, or one of them is no finite number.
 
     References:
         Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
     """
 
-    scale: float = 1.0
-    shift: float = 0.0
+    slope: float = 1.0
+    intercept: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("scale", self.scale), ("shift", self.shift)):
+        for name, value in (("slope", self.slope), ("intercept", self.intercept)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ConfigurationError(f"The {name} of a calibration must be a finite number; got {value!r}.")
-        if self.scale <= 0:
+        if self.slope <= 0:
             raise ConfigurationError(
-                f"The scale of a calibration must be above 0, or it turns the order; got {self.scale}."
+                f"The slope of a calibration must be above 0, or it turns the order; got {self.slope}."
             )
 
     def __call__(self, logits: ArrayLike) -> NDArray[np.float64]:
         """Calibrated logits, float64, of the same shape."""
-        return np.asarray(self.scale * np.asarray(logits, dtype=np.float64) + self.shift, dtype=np.float64)
+        return np.asarray(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept, dtype=np.float64)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as a JSON object with ``scale`` and ``shift``."""
+        """Write it as a JSON object with ``slope`` and ``intercept``."""
         Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
     def of(cls, value: Calibration | Mapping[str, Any] | str | os.PathLike[str]) -> Calibration:
-        """One from a `Calibration`, from a mapping with ``scale`` and ``shift``, or from a file that `save` wrote.
+        """One from a `Calibration`, from a mapping with ``slope`` and ``intercept``, or from a file that `save` wrote.
 
         Raises:
             ConfigurationError: It is none of these, or the file cannot be read.
@@ -72,10 +72,12 @@ class Calibration:
                 value = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise ConfigurationError(
-                    f"{origin} cannot be read: {error}. Make one with: rerank-plugins calibrate PAIRS OUT"
+                    f"{origin} cannot be read: {error}. Make one with: rerank-plugins calibrate PAIRS --out OUT"
                 ) from error
-        if not isinstance(value, Mapping) or set(value) != {"scale", "shift"}:
-            raise ConfigurationError(f'{origin} must hold {{"scale": ..., "shift": ...}} and no more; got {value!r}.')
+        if not isinstance(value, Mapping) or set(value) != {"slope", "intercept"}:
+            raise ConfigurationError(
+                f'{origin} must hold {{"slope": ..., "intercept": ...}} and no more; got {value!r}.'
+            )
         return cls(**value)
 
 
@@ -136,5 +138,5 @@ def fit_calibration(
         if float(np.abs(step).max()) < 1e-9:
             break
     # Where logits say nothing of the labels the slope can come out negative, which would turn the order.
-    scale = max(float(beta[0]) / spread, 1e-3)
-    return Calibration(scale, float(beta[1]) - scale * centre)
+    slope = max(float(beta[0]) / spread, 1e-3)
+    return Calibration(slope, float(beta[1]) - slope * centre)

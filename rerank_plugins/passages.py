@@ -50,7 +50,7 @@ def split_windows(text: str, offsets: Sequence[tuple[int, int]], length: int, ov
     return [text[offsets[i][0] : offsets[i + length - 1][1]] for i in starts]
 
 
-def fold_max(scores: NDArray[np.float64], owners: Sequence[int], n: int) -> NDArray[np.float64]:
+def fold_max(scores: NDArray[np.float64], owners: Sequence[int] | NDArray[np.intp], n: int) -> NDArray[np.float64]:
     """The best window of each candidate.
 
     Taking the maximum over passages is MaxP of Dai and Callan, "Deeper Text Understanding for IR with Contextual

@@ -1,31 +1,46 @@
-"""The whole pipeline behind two methods: `Reranker.rank` and `Reranker.score`."""
+"""The whole pipeline behind `Reranker`: load, score, rank; for one query or many, sync and async."""
 
 from __future__ import annotations
 
-import functools
-import os
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import fields
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_plugins import models, passages, selection
+from rerank_plugins import selection
+from rerank_plugins._texts import is_blank
 from rerank_plugins._threads import in_thread
-from rerank_plugins.backends import ModelSpec, PairScorer, as_backend, load_backend
-from rerank_plugins.backends._tokenize import scorable
-from rerank_plugins.backends.base import Backend
-from rerank_plugins.cache import ScoreStore
-from rerank_plugins.cache._scored import ScoreCache, Scored, settings_digest
-from rerank_plugins.calibration import Calibration
-from rerank_plugins.errors import ConfigurationError, InputError, ScoringError
-from rerank_plugins.types import Candidate, RankedCandidate, Ranking, Scale
+from rerank_plugins.backends import Backend, Pair, as_backend, load_backend
+from rerank_plugins.cache import ScoreCache
+from rerank_plugins.errors import InputError
+from rerank_plugins.pipeline import TextLogits, cache_digest, class_column, score_pairs
+from rerank_plugins.settings import Settings, documentation
+from rerank_plugins.types import Candidate, RankedCandidate, Ranking
 
 __all__ = ["Reranker"]
+
+P = ParamSpec("P")
+Request = tuple[str, Iterable[str | Candidate]]
+"""A query and its candidates, in the order of the first stage."""
+
+
+def _takes(
+    settings: Callable[P, Settings],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Reranker, P], None]]:
+    """Gives an `__init__` the keywords of `Settings`, for type checkers and for `inspect.signature`."""
+
+    def decorate(init: Callable[..., None]) -> Callable[Concatenate[Reranker, P], None]:
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        given = inspect.signature(settings).parameters.values()
+        init.__signature__ = inspect.Signature([own, *given], return_annotation=None)  # type: ignore[attr-defined]
+        return init
+
+    return decorate
 
 
 class Reranker:
@@ -33,31 +48,6 @@ class Reranker:
 
     Making one loads and downloads nothing; the first use does, or `prepare`. Rerankers of the same model share one
     loaded copy. All methods are safe to call from many threads and tasks at once.
-
-    Args:
-        model: None (or its name) for the bundled English model, a Hub id, a local directory, or a ready backend: any
-            object with ``score_pairs(pairs) -> float32 array``.
-        backend: ``"auto"``, ``"onnx"``, ``"openvino"`` or ``"torch"``; see `rerank_plugins.backends.load_backend`
-            for how ``"auto"`` decides, and `backend_name` for what it decided.
-        device: torch device, e.g. ``"cuda:1"``; None chooses.
-        precision: ``"auto"``, ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"int8"``.
-        max_length: Most tokens of a pair; None means as many as the model takes.
-        scale: What ``score`` means: ``"probability"`` (float64 sigmoid, or softmax) or ``"logit"``.
-        label: For heads with several classes, the one to rank by: a name (``"entailment"``) or a column. None takes
-            the second of two classes, and is an error with three or more.
-        revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Run Python code of the model's repository (torch backend). Read it first.
-        instruction: Task description for models that take one, such as causal rerankers; put before the query
-            for all others.
-        passage_length: Score a long text as windows of this many tokens and take the best one; None scores its
-            beginning only and marks the cut as ``truncated``.
-        passage_overlap: Tokens that neighbouring windows share.
-        calibration: Makes scores probabilities that mean something on your data: a `Calibration`, the path of one that
-            ``rerank-plugins calibrate`` wrote, or a mapping with ``scale`` and ``shift``.
-        cache: Keeps scores, so that a pair is scored once: a number of pairs (in memory), the path of a file, a
-            `rerank_plugins.cache.MemoryCache` or `FileCache`, or a LangChain ``ByteStore``. Scores of another model,
-            revision, precision, maximum length or instruction are never read. A ready backend needs a
-            ``fingerprint`` for it.
 
     Raises:
         ConfigurationError: A keyword that cannot work, whatever the model.
@@ -69,93 +59,36 @@ class Reranker:
         'git revert undoes a commit'
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | PairScorer | None = None,
-        *,
-        backend: str = "auto",
-        device: str | None = None,
-        precision: str = "auto",
-        max_length: int | None = None,
-        scale: Scale = "probability",
-        label: str | int | None = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        instruction: str | None = None,
-        passage_length: int | None = None,
-        passage_overlap: int = 0,
-        calibration: Calibration | Mapping[str, float] | str | os.PathLike[str] | None = None,
-        cache: int | str | os.PathLike[str] | ScoreStore | None = None,
-    ) -> None:
-        if scale not in ("probability", "logit"):
-            raise ConfigurationError(f"scale must be 'probability' or 'logit'; got {scale!r}.")
-        if max_length is not None and max_length < 1:
-            raise ConfigurationError(f"max_length must be a positive number of tokens, or None; got {max_length!r}.")
-        if label is not None and (isinstance(label, bool) or not isinstance(label, str | int)):
-            raise ConfigurationError(f"label must be a class name, a column, or None; got {label!r}.")
-        passages.check_windows(passage_length, passage_overlap)
-        if isinstance(model, os.PathLike):
-            model = os.fspath(model)
-        if model == models.BUNDLED_NAME:
-            model = None
-        self._ready: PairScorer | None = None
-        self._spec: ModelSpec | None = None
-        if model is None or isinstance(model, str):
-            self._spec = ModelSpec(
-                model=model,
-                backend=backend,
-                device=device,
-                precision=precision,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-            )
-        elif callable(getattr(model, "score_pairs", None)):
-            self._ready = model
-        else:
-            raise ConfigurationError(
-                "model must be None, a Hub id, a local directory, or an object with a method score_pairs(pairs); got "
-                f"{type(model).__name__}. For a sentence-transformers CrossEncoder, pass the id or directory it was "
-                "loaded from."
-            )
-        self._config: dict[str, Any] = {
-            "model": model,
-            "backend": backend,
-            "device": device,
-            "precision": precision,
-            "max_length": max_length,
-            "scale": scale,
-            "label": label,
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "instruction": instruction,
-            "passage_length": passage_length,
-            "passage_overlap": passage_overlap,
-            "calibration": None if calibration is None else asdict(Calibration.of(calibration)),
-            "cache": os.fspath(cache) if isinstance(cache, os.PathLike) else cache,
-        }
-        self._cache = None if cache is None else ScoreCache(cache)
-        self._settings: tuple[Backend, bytes] | None = None
-        self.scale: Scale = scale
+    @_takes(Settings)
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        self._start(Settings(*args, **keywords))
+
+    def _start(self, settings: Settings, cache: ScoreCache | None = None) -> None:
+        self.settings = settings
+        if cache is None and settings.cache is not None:
+            cache = ScoreCache(settings.cache)
+        self._cache = cache
         self._lock = threading.Lock()
         self._backend: Backend | None = None
         self._shared: Backend | None = None
+        self._digest: tuple[Backend, bytes] | None = None
 
     # -- settings -----------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> dict[str, Any]:
         """The keywords this reranker was made with: ``Reranker(**reranker.config)`` makes another one like it."""
-        return dict(self._config)
+        return self.settings.keywords()
+
+    @property
+    def scale(self) -> str:
+        """What the scores mean: ``"probability"`` or ``"logit"``."""
+        return self.settings.scale
 
     @property
     def model_name(self) -> str:
         """Name of the model, for rankings, traces and logs. Loads nothing."""
-        model = self._config["model"]
-        if model is None:
-            return models.BUNDLED_NAME
-        if isinstance(model, str):
-            return model
-        return str(getattr(model, "model_name", None) or getattr(model, "name", None) or type(model).__name__)
+        return self.settings.model_name
 
     @property
     def backend_name(self) -> str:
@@ -176,16 +109,19 @@ class Reranker:
         return self._loaded().max_length
 
     def __repr__(self) -> str:
-        given = {key: value for key, value in self._config.items() if value != _DEFAULTS[key]}
-        return f"Reranker({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+        given = {**self.settings.changed(), "model": self.model_name}
+        if (backend := self._backend) is not None:
+            # What was chosen, where "auto" was asked for.
+            given |= {"backend": backend.name, "precision": backend.precision}
+        return f"Reranker({', '.join(f'{key}={given[key]!r}' for key in sorted(given, key=_KEYWORDS.index))})"
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Reranker], tuple[dict[str, Any]]]:
         # Configuration alone: a copy in another process loads the model itself.
-        return _from_config, (self._config,)
+        return _from_config, (self.config,)
 
     def __copy__(self) -> Reranker:
-        copied = Reranker(**self._config)
-        copied._cache = self._cache
+        copied = Reranker.__new__(Reranker)
+        copied._start(self.settings, self._cache)
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reranker:
@@ -205,9 +141,7 @@ class Reranker:
             MissingDependencyError: The backend that was asked for is not installed.
             ConfigurationError: A keyword that this model cannot do.
         """
-        backend = self._loaded()
-        if self._cache is not None:
-            self._cache_settings(backend)
+        self._cache_digest(self._loaded())
         return self
 
     def close(self) -> None:
@@ -215,7 +149,7 @@ class Reranker:
         if self._cache is not None:
             self._cache.close()
         with self._lock:
-            self._backend = self._shared = self._settings = None
+            self._backend = self._shared = self._digest = None
 
     def __enter__(self) -> Reranker:
         return self.prepare()
@@ -231,35 +165,62 @@ class Reranker:
             return backend
         with self._lock:
             if self._backend is None:
+                settings = self.settings
                 # Held as it was loaded, so that the next reranker of this model finds it.
-                self._shared = as_backend(self._ready) if self._spec is None else load_backend(_absolute(self._spec))
-                config = self._config
-                backend = self._shared.configured(max_length=config["max_length"], instruction=config["instruction"])
+                self._shared = as_backend(settings.model) if settings.ready else load_backend(settings)
+                backend = self._shared.configured(
+                    max_length=settings.max_length,
+                    instruction=settings.instruction,
+                    truncate_query=settings.truncate_query,
+                )
                 if backend.labels:
-                    _column(config["label"], len(backend.labels), backend.labels, self.model_name)
+                    class_column(settings, len(backend.labels), backend.labels)
                 self._backend = backend
             return self._backend
 
+    def _cache_digest(self, backend: Backend) -> bytes:
+        """What the cache knows this backend and these settings by; empty without a cache."""
+        if self._cache is None:
+            return b""
+        known = self._digest
+        # Kept with its backend: after `close`, another one may be loaded.
+        if known is None or known[0] is not backend:
+            self._digest = known = (backend, cache_digest(backend, self.settings))
+        return known[1]
+
     # -- scoring ------------------------------------------------------------------------------------------------
 
-    def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Logits of texts for a query.
+    def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Scores of texts for a query, in the scale of this reranker.
 
         Args:
             query: The query.
             texts: The texts, in any order.
 
         Returns:
-            float32, shape (n_texts,), input order: raw logits, or the log-odds of the chosen class. A blank text has
-            `selection.BLANK_LOGIT`: no model has seen it.
+            float64, shape (n_texts,), input order. A blank text has probability 0.0, or `selection.BLANK_LOGIT`.
 
         Raises:
             InputError: The query is blank or too long, or something is no string.
             ScoringError: The engine failed, or a logit is not finite.
         """
-        _check_query(query)
-        items = [candidate.text for candidate in _candidates(texts)]
-        return self._logits(query, items)[0].astype(np.float32)
+        return self._scores(self._text_logits(query, texts).logits)
+
+    def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Raw logits of texts for a query, or the log-odds of the chosen class.
+
+        Args:
+            query: The query.
+            texts: The texts, in any order.
+
+        Returns:
+            float32, shape (n_texts,), input order. A blank text has `selection.BLANK_LOGIT`: no model has seen it.
+
+        Raises:
+            InputError: The query is blank or too long, or something is no string.
+            ScoringError: The engine failed, or a logit is not finite.
+        """
+        return self._text_logits(query, texts).logits.astype(np.float32)
 
     def rank(
         self,
@@ -287,43 +248,51 @@ class Reranker:
             InputError: The query is blank or too long, or a candidate is no text.
             ScoringError: The engine failed, or a logit is not finite.
         """
-        selection.check_limits(top_n, min_score, max_tokens)
-        _check_query(query)
-        items = _candidates(candidates)
-        texts = [item.text for item in items]
-        logits, truncated = self._logits(query, texts)
-        scores = selection.to_scale(self._calibrated(logits), self.scale)
-        counts = None
-        if max_tokens is not None and texts:
-            counts = [len(offsets) for offsets in self._loaded().token_offsets(texts)]
-        kept = selection.select(
-            selection.order(logits),
-            scores,
-            min_score=min_score,
-            top_n=top_n,
-            token_counts=counts,
-            max_tokens=max_tokens,
-        )
-        return Ranking(
-            query=query,
-            items=tuple(
-                RankedCandidate(
-                    candidate=items[i],
-                    score=float(scores[i]),
-                    logit=float(logits[i]),
-                    index=i,
-                    rank=rank,
-                    truncated=bool(truncated[i]),
-                )
-                for rank, i in enumerate(kept, start=1)
-            ),
-            model=self.model_name,
-            scale=self.scale,
-        )
+        return self.rank_many([(query, candidates)], top_n, min_score, max_tokens=max_tokens)[0]
 
-    async def ascore(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    def rank_many(
+        self,
+        requests: Iterable[Request],
+        top_n: int | None = None,
+        min_score: float | None = None,
+        *,
+        max_tokens: int | None = None,
+    ) -> list[Ranking]:
+        """Rank the candidates of several queries; the pairs of all queries share batches.
+
+        Args:
+            requests: (query, candidates) pairs, each as `rank` takes them.
+            top_n: Keep the best this many of each query; None keeps all.
+            min_score: Keep those that score at least this; None keeps all.
+            max_tokens: Keep the best ones of each query until their tokens exceed this; None keeps all.
+
+        Returns:
+            One ranking a request, in their order.
+
+        Raises:
+            ConfigurationError: As for `rank`.
+            InputError: As for `rank`.
+            ScoringError: As for `rank`.
+        """
+        selection.check_limits(top_n, min_score, max_tokens)
+        jobs = [(_checked_query(query), _checked_candidates(candidates)) for query, candidates in requests]
+        scored = self._pair_logits([(query, item.text) for query, items in jobs for item in items])
+        rankings = []
+        start = 0
+        for query, items in jobs:
+            own = slice(start, start + len(items))
+            start += len(items)
+            part = TextLogits(scored.logits[own], scored.truncated[own])
+            rankings.append(self._ranking(query, items, part, top_n, min_score, max_tokens))
+        return rankings
+
+    async def ascore(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
         """As `score`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
         return await in_thread(self.score, query, texts)
+
+    async def alogits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As `logits`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
+        return await in_thread(self.logits, query, texts)
 
     async def arank(
         self,
@@ -337,140 +306,88 @@ class Reranker:
         """As `rank`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
         return await in_thread(self.rank, query, candidates, top_n, min_score, max_tokens=max_tokens)
 
-    def _logits(self, query: str, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Logits and whether each text was cut, both of shape (n_texts,)."""
-        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-        logits = np.full(len(texts), selection.BLANK_LOGIT)
-        truncated = np.zeros(len(texts), dtype=np.bool_)
-        if not distinct:
-            return logits, truncated
+    async def arank_many(
+        self,
+        requests: Iterable[Request],
+        top_n: int | None = None,
+        min_score: float | None = None,
+        *,
+        max_tokens: int | None = None,
+    ) -> list[Ranking]:
+        """As `rank_many`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
+        return await in_thread(self.rank_many, requests, top_n, min_score, max_tokens=max_tokens)
+
+    def _text_logits(self, query: str, texts: Sequence[str]) -> TextLogits:
+        query = _checked_query(query)
+        return self._pair_logits([(query, item.text) for item in _checked_candidates(texts)])
+
+    def _pair_logits(self, pairs: Sequence[Pair]) -> TextLogits:
+        # Nothing to score, nothing to load.
+        if all(is_blank(text) for _, text in pairs):
+            blank = np.full(len(pairs), selection.BLANK_LOGIT)
+            return TextLogits(blank, np.zeros(len(pairs), dtype=np.bool_))
         backend = self._loaded()
-        compute = functools.partial(self._scored, backend, query)
-        if self._cache is None:
-            raw, cut, owners = compute(distinct)
-        else:
-            raw, cut, owners = self._cache.scored(self._cache_settings(backend), query, distinct, compute)
-        values = self._values(backend, raw)
-        folded = passages.fold_max(values, owners, len(distinct))
-        folded_cut = np.zeros(len(distinct), dtype=np.bool_)
-        np.logical_or.at(folded_cut, owners, cut)
-        place = {text: i for i, text in enumerate(distinct)}
-        for i, text in enumerate(texts):
-            if text in place:
-                logits[i] = max(folded[place[text]], selection.BLANK_LOGIT)
-                truncated[i] = folded_cut[place[text]]
-        return logits, truncated
+        return score_pairs(backend, self._cache, self._cache_digest(backend), self.settings, pairs)
 
-    def _scored(self, backend: Backend, query: str, texts: Sequence[str]) -> Scored:
-        """What the engine says of all windows of distinct texts: finite logits, cuts, and the text of each window."""
-        windows, owners = texts, list(range(len(texts)))
-        if (length := self._config["passage_length"]) is not None:
-            windows, owners = _windows(backend, texts, length, self._config["passage_overlap"])
-        raw, cut = backend.score_with_truncation([(query, window) for window in windows])
-        self._check_raw(backend, raw, query, windows)
-        return raw, cut, owners
+    def _scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        calibration = self.settings.calibration
+        if calibration is not None:
+            logits = np.where(logits > selection.BLANK_LOGIT, calibration(logits), logits)
+        return selection.to_scale(logits, self.settings.scale)
 
-    def _cache_settings(self, backend: Backend) -> bytes:
-        """Digest of all that decides a logit beside query and text."""
-        known = self._settings
-        # Kept with its backend: after `close`, another one may be loaded.
-        if known is None or known[0] is not backend:
-            told: object = backend.fingerprint
-            fingerprint = told() if callable(told) else told
-            if not isinstance(fingerprint, str) or not fingerprint:
-                raise ConfigurationError(
-                    f"cache= needs to tell the {backend.name!r} backend from others: give it a string attribute "
-                    f"`fingerprint` that changes whenever its scores do; got {fingerprint!r}. Or leave cache at None."
+    def _ranking(
+        self,
+        query: str,
+        items: Sequence[Candidate],
+        scored: TextLogits,
+        top_n: int | None,
+        min_score: float | None,
+        max_tokens: int | None,
+    ) -> Ranking:
+        scores = self._scores(scored.logits)
+        kept = selection.select(selection.order(scored.logits), scores, min_score=min_score, top_n=top_n)
+        if max_tokens is not None and kept:
+            kept = selection.within_tokens(
+                kept, lambda some: self._token_counts([items[i].text for i in some]), max_tokens
+            )
+        return Ranking(
+            query=query,
+            items=tuple(
+                RankedCandidate(
+                    candidate=items[i],
+                    score=float(scores[i]),
+                    logit=float(scored.logits[i]),
+                    index=i,
+                    rank=rank,
+                    truncated=bool(scored.truncated[i]),
                 )
-            config = self._config
-            settings = ("max_length", "instruction", "passage_length", "passage_overlap")
-            digest = settings_digest(backend.name, backend.precision, fingerprint, *(config[name] for name in settings))
-            self._settings = known = (backend, digest)
-        return known[1]
+                for rank, i in enumerate(kept, start=1)
+            ),
+            model=self.model_name,
+            scale=self.settings.scale,
+        )
 
-    def _calibrated(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        if (calibration := self._config["calibration"]) is None:
-            return logits
-        return np.where(logits > selection.BLANK_LOGIT, Calibration(**calibration)(logits), logits)
-
-    def _check_raw(self, backend: Backend, raw: NDArray[np.float32], query: str, texts: Sequence[str]) -> None:
-        if raw.ndim not in (1, 2) or len(raw) != len(texts):
-            raise ScoringError(
-                f"The {backend.name!r} backend must return shape ({len(texts)},) or ({len(texts)}, n_labels); "
-                f"it returned {raw.shape}."
-            )
-        if not np.isfinite(raw).all():
-            row = int(np.argwhere(~np.isfinite(raw))[0][0])
-            raise ScoringError(
-                f"The model {self.model_name!r} gave {raw[row].tolist()} for the query {query[:80]!r} and the text "
-                f"{texts[row][:80]!r}: a score must be a finite number. Half precision can overflow: try "
-                "precision='fp32', and check the weights."
-            )
-
-    def _values(self, backend: Backend, raw: NDArray[np.float32]) -> NDArray[np.float64]:
-        """One log-odds a window out of whatever the backend emits."""
-        n_labels = 1 if raw.ndim == 1 else raw.shape[1]
-        column = _column(self._config["label"], n_labels, backend.labels, self.model_name)
-        if backend.emits == "probability":
-            return selection.to_logit(raw if raw.ndim == 1 else raw[:, column])
-        if n_labels == 1:
-            return raw.reshape(len(raw)).astype(np.float64)
-        return selection.class_logit(raw, column)
+    def _token_counts(self, texts: Sequence[str]) -> list[int]:
+        return [len(offsets) for offsets in self._loaded().token_offsets(texts)]
 
 
-def _absolute(spec: ModelSpec) -> ModelSpec:
-    """One name for one local directory, so that rerankers made from different working directories can share it."""
-    if spec.model is None or not Path(spec.model).expanduser().is_dir():
-        return spec
-    return ModelSpec(
-        **{
-            **{name: getattr(spec, name) for name in ModelSpec.__slots__},
-            "model": str(Path(spec.model).expanduser().resolve()),
-        }
-    )
-
-
-def _column(label: str | int | None, n_labels: int, names: Sequence[str], model: str) -> int:
-    """The column of the logits to rank by."""
-    listing = ", ".join(f"{i}: {name!r}" for i, name in enumerate(names)) or f"0 .. {n_labels - 1}, without names"
-    if label is None:
-        if n_labels > 2:
-            raise ConfigurationError(
-                f"{model!r} has {n_labels} classes, so it must be told which one to rank by: label=NAME or COLUMN, "
-                f"one of {{{listing}}}."
-            )
-        return n_labels - 1
-    if isinstance(label, str):
-        matches = [i for i, name in enumerate(names) if name.lower() == label.lower()]
-        if len(matches) == 1:
-            return matches[0]
-    elif 0 <= label < n_labels:
-        return label
-    raise ConfigurationError(f"{model!r} has no class {label!r}; expected one of {{{listing}}}.")
-
-
-def _windows(backend: Backend, texts: Sequence[str], length: int, overlap: int) -> tuple[list[str], list[int]]:
-    windows: list[str] = []
-    owners: list[int] = []
-    clean = [scorable(text) for text in texts]
-    for owner, (text, offsets) in enumerate(zip(clean, backend.token_offsets(clean), strict=True)):
-        parts = [part for part in passages.split_windows(text, offsets, length, overlap) if part.strip()]
-        windows += parts
-        owners += [owner] * len(parts)
-    return windows, owners
-
-
-def _check_query(query: str) -> None:
+def _checked_query(query: object) -> str:
     if not isinstance(query, str):
         raise InputError(f"query must be a str, got {type(query).__name__}.")
-    if not query.strip():
-        raise InputError("query must have at least one character that is not white space; got a blank one.")
+    if is_blank(query):
+        raise InputError(f"query must have at least one visible character; got a blank one: {query[:80]!r}.")
+    return query
 
 
-def _candidates(candidates: Iterable[str | Candidate]) -> list[Candidate]:
+def _checked_candidates(candidates: Iterable[str | Candidate]) -> list[Candidate]:
     if isinstance(candidates, str | bytes | Candidate):
         raise InputError(
             f"Expected several candidates, got one {type(candidates).__name__}. Put it into a list: [candidate]."
+        )
+    if isinstance(candidates, Mapping | set | frozenset) or not isinstance(candidates, Iterable):
+        raise InputError(
+            "candidates must be a list, or another iterable in the order of the first stage; got "
+            f"{type(candidates).__name__}. For a mapping: [Candidate(text, id=key) for key, text in mapping.items()]."
         )
     result = []
     for i, item in enumerate(candidates):
@@ -486,8 +403,17 @@ def _candidates(candidates: Iterable[str | Candidate]) -> list[Candidate]:
     return result
 
 
+_KEYWORDS = [option.name for option in fields(Settings)]
+
+
 def _from_config(config: dict[str, Any]) -> Reranker:
     return Reranker(**config)
 
 
-_DEFAULTS: dict[str, Any] = {**(Reranker.__init__.__kwdefaults__ or {}), "model": None}
+Reranker.__doc__ = (Reranker.__doc__ or "").replace(
+    "    Raises:",
+    "    Args:\n"
+    + "\n".join(f"        {option.name}: {documentation(option)}" for option in fields(Settings))
+    + "\n\n    Raises:",
+    1,
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.types import Scale
 
-__all__ = ["BLANK_LOGIT", "check_limits", "class_logit", "order", "select", "to_logit", "to_scale"]
+__all__ = ["BLANK_LOGIT", "check_limits", "class_logit", "order", "select", "to_logit", "to_scale", "within_tokens"]
 
 BLANK_LOGIT = float(np.finfo(np.float32).min)
 """Logit of a blank text, which no model has seen: below every other, its probability 0.0, and good JSON unlike -inf."""
@@ -86,26 +86,46 @@ def select(
     *,
     min_score: float | None = None,
     top_n: int | None = None,
-    token_counts: Sequence[int] | None = None,
-    max_tokens: int | None = None,
 ) -> list[int]:
-    """Cut an ordered list: first the threshold, then `top_n`, then the token budget.
+    """Cut an ordered list: first the threshold, then `top_n`.
 
     Args:
         positions: Input positions, best first.
         scores: Score by input position, in the reported scale.
         min_score: Smallest score that is kept; None keeps all.
         top_n: Largest number that is kept; None keeps all.
-        token_counts: Tokens by input position; needed with `max_tokens`.
+
+    Returns:
+        The kept positions, best first.
+    """
+    kept = [int(i) for i in positions if min_score is None or scores[i] >= min_score]
+    return kept if top_n is None else kept[:top_n]
+
+
+_COUNTED_AT_ONCE = 64
+
+
+def within_tokens(
+    positions: Sequence[int], count: Callable[[Sequence[int]], Sequence[int]], max_tokens: int
+) -> list[int]:
+    """Cut an ordered list where its tokens exceed a budget.
+
+    Args:
+        positions: Input positions, best first.
+        count: Tokens of some positions. Asked for a few at a time, and for none after the end of the list.
         max_tokens: Largest sum of tokens that is kept. The list ends before the first item that does not fit: a
             worse item never takes the place of a better one.
 
     Returns:
         The kept positions, best first.
     """
-    kept = [int(i) for i in positions if min_score is None or scores[i] >= min_score]
-    kept = kept if top_n is None else kept[:top_n]
-    if max_tokens is None or token_counts is None:
-        return kept
-    spent = np.cumsum([token_counts[i] for i in kept]) if kept else np.array([], dtype=np.intp)
-    return kept[: int(np.searchsorted(spent, max_tokens, side="right"))]
+    kept: list[int] = []
+    left = max_tokens
+    for start in range(0, len(positions), _COUNTED_AT_ONCE):
+        some = positions[start : start + _COUNTED_AT_ONCE]
+        for position, tokens in zip(some, count(some), strict=True):
+            left -= tokens
+            if left < 0:
+                return kept
+            kept.append(position)
+    return kept

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rerank_plugins.backends.base import Backend, Pair, as_backend
+from rerank_plugins.backends.base import Backend, Pair, PairLogits, as_backend
 
 __all__ = ["FakeBackend", "check_backend_contract", "word_overlap"]
 
@@ -54,10 +53,12 @@ class FakeBackend(Backend):
         self.fingerprint = uuid.uuid4().hex if fingerprint is None else fingerprint
         self.calls: list[list[Pair]] = []
 
-    def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+    def logits(self, pairs: Sequence[Pair]) -> PairLogits:
         """Score pairs with the function."""
         self.calls.append(list(pairs))
-        return np.asarray([self.logit(query, text) for query, text in pairs], dtype=np.float32)
+        scores = np.asarray([self.logit(query, text) for query, text in pairs], dtype=np.float32)
+        width = max(1, len(self.labels)) if scores.ndim == 1 else scores.shape[1]
+        return PairLogits(scores.reshape(len(pairs), width), np.zeros(len(pairs), dtype=np.bool_))
 
 
 _PAIRS: list[Pair] = [
@@ -77,7 +78,7 @@ def check_backend_contract(backend: object, *, tolerance: float = 1e-4) -> None:
     alone, in any company and in any order, and that calls from several threads do not disturb each other.
 
     Args:
-        backend: An object with ``score_pairs``.
+        backend: A `Backend`, or an object with ``score_pairs``.
         tolerance: Largest difference between two scores of the same pair.
 
     Raises:
@@ -86,23 +87,24 @@ def check_backend_contract(backend: object, *, tolerance: float = 1e-4) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     scorer = as_backend(backend)
-    assert len(scorer.score_pairs([])) == 0, "score_pairs([]) must return an empty array"
-    together = scorer.score_pairs(_PAIRS)
+    assert len(scorer.logits([]).logits) == 0, "no pairs must give no logits"
+    together, truncated = scorer.logits(_PAIRS)
     assert together.dtype == np.float32, f"expected float32, got {together.dtype}"
-    assert together.ndim in (1, 2), f"expected shape (n,) or (n, n_labels), got {together.shape}"
-    assert len(together) == len(_PAIRS), f"expected {len(_PAIRS)} scores, got {len(together)}"
+    assert together.ndim == 2, f"expected shape (n, n_labels), got {together.shape}"
+    assert len(together) == len(_PAIRS), f"expected {len(_PAIRS)} rows, got {len(together)}"
+    assert truncated.shape == (len(_PAIRS),), f"expected one mark a pair, got shape {truncated.shape}"
     assert np.isfinite(together).all(), "scores must be finite"
     assert scorer.emits in ("logit", "probability"), f"emits must be 'logit' or 'probability', got {scorer.emits!r}"
     if scorer.emits == "probability":
         assert ((together >= 0) & (together <= 1)).all(), "emits='probability', but a score is not in 0..1"
     for i, pair in enumerate(_PAIRS):
-        alone = scorer.score_pairs([pair])[0]
+        alone = scorer.logits([pair]).logits[0]
         same = np.allclose(alone, together[i], atol=tolerance)
         assert same, f"pair {i} scores {alone} alone, {together[i]} in a batch"
-    backwards = scorer.score_pairs(_PAIRS[::-1])[::-1]
+    backwards = scorer.logits(_PAIRS[::-1]).logits[::-1]
     assert np.allclose(backwards, together, atol=tolerance), "scores must follow the input order"
-    twice = scorer.score_pairs([*_PAIRS, *_PAIRS])
+    twice = scorer.logits([*_PAIRS, *_PAIRS]).logits
     assert np.allclose(twice[: len(_PAIRS)], twice[len(_PAIRS) :], atol=tolerance), "equal pairs must score equally"
     with ThreadPoolExecutor(8) as pool:
-        for result in pool.map(scorer.score_pairs, [_PAIRS] * 16):
-            assert np.allclose(result, together, atol=tolerance), "threads disturb each other"
+        for result in pool.map(scorer.logits, [_PAIRS] * 16):
+            assert np.allclose(result.logits, together, atol=tolerance), "threads disturb each other"

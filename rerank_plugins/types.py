@@ -1,4 +1,4 @@
-"""What goes into a reranker and what comes out: three frozen types."""
+"""What goes into a reranker and what comes out, and the names of its choices."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from typing import Any, Literal, overload
 
 from rerank_plugins.errors import InputError
 
-__all__ = ["Candidate", "RankedCandidate", "Ranking", "Scale"]
+__all__ = ["BackendName", "Candidate", "Precision", "RankedCandidate", "Ranking", "Scale"]
 
+BackendName = Literal["auto", "onnx", "openvino", "torch"]
+"""An engine, or ``"auto"`` for the first that can run the model."""
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+"""The number format of the arithmetic, or ``"auto"`` for one that leaves the order as good as untouched."""
 Scale = Literal["probability", "logit"]
 """What ``score`` means: a probability in 0..1, or the raw logit of the model."""
 

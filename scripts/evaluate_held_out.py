@@ -25,7 +25,7 @@ from rerank_plugins.training._loop import ndcg_by_kind
 
 def measure(reranker: Reranker, groups: list[Group]) -> dict[str, float]:
     """nDCG@10 of each kind, their mean, and the calibration error."""
-    scores = [reranker.score(group.query, list(group.passages)) for group in groups]
+    scores = [reranker.logits(group.query, list(group.passages)) for group in groups]
     mean, by_kind = ndcg_by_kind(groups, scores)
     judged = [(found, group.gains) for found, group in zip(scores, groups, strict=True) if group.judged]
     logits, gains = (np.concatenate(part) for part in zip(*judged, strict=True))

@@ -46,7 +46,7 @@ QUERIES = {
 if __name__ == "__main__":
     reranker = Reranker(backend="onnx")
     golden = {
-        query: {text: round(float(logit), 5) for text, logit in zip(texts, reranker.score(query, texts), strict=True)}
+        query: {text: round(float(logit), 5) for text, logit in zip(texts, reranker.logits(query, texts), strict=True)}
         for query, texts in QUERIES.items()
     }
     path = Path(__file__).parent.parent / "tests" / "golden_bundled.json"

@@ -16,8 +16,8 @@ import pytest
 import torch
 from checkpoints import EXTRA, FAMILIES, QUERY, TEXTS, tiny
 
-from rerank_plugins import Reranker
-from rerank_plugins.backends import ModelSpec, load_backend
+from rerank_plugins import Reranker, Settings
+from rerank_plugins.backends import PairLogits, load_backend
 from rerank_plugins.backends._files import ModelFiles, converted_directory
 from rerank_plugins.backends._onnx import OpenVinoBackend
 from rerank_plugins.backends._torch import TorchBackend
@@ -66,7 +66,7 @@ def expected(family: str) -> np.ndarray:
 def test_scores_and_order_equal_sentence_transformers(family: str, engine: str) -> None:
     label = "entailment" if family == "bert-nli" else None
     reranker = Reranker(model_of(family, engine), backend=engine, precision="fp32", label=label)
-    assert np.abs(reranker.score(QUERY, TEXTS) - expected(family)).max() < 1e-4
+    assert np.abs(reranker.logits(QUERY, TEXTS) - expected(family)).max() < 1e-4
     ranking = reranker.rank(QUERY, TEXTS)
     assert [item.index for item in ranking] == np.argsort(-expected(family), kind="stable").tolist()
     assert {item.index for item in ranking if item.truncated} >= {9}
@@ -81,9 +81,9 @@ def test_the_tiny_models_tell_the_texts_apart() -> None:
 @pytest.mark.parametrize(("family", "engine"), ENGINES)
 def test_every_backend_keeps_the_contract(family: str, engine: str) -> None:
     model = model_of(family, engine)
-    check_backend_contract(load_backend(ModelSpec(model=model, backend=engine, precision="fp32")))
+    check_backend_contract(load_backend(Settings(model=model, backend=engine, precision="fp32")))
     # Whatever "auto" takes here: half precision has three digits.
-    check_backend_contract(load_backend(ModelSpec(model=model, backend=engine)), tolerance=0.1)
+    check_backend_contract(load_backend(Settings(model=model, backend=engine)), tolerance=0.1)
 
 
 def test_the_fake_backend_keeps_the_contract() -> None:
@@ -93,8 +93,9 @@ def test_the_fake_backend_keeps_the_contract() -> None:
 
 def test_the_contract_finds_a_backend_that_depends_on_the_batch() -> None:
     class Shifting(FakeBackend):
-        def score_pairs(self, pairs):  # type: ignore[no-untyped-def]
-            return super().score_pairs(pairs) + len(pairs)
+        def logits(self, pairs):  # type: ignore[no-untyped-def]
+            logits, truncated = super().logits(pairs)
+            return PairLogits(logits + len(pairs), truncated)
 
     with pytest.raises(AssertionError, match="alone"):
         check_backend_contract(Shifting())
@@ -105,18 +106,18 @@ def test_the_contract_finds_a_backend_that_depends_on_the_batch() -> None:
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
 def test_int8_weights_keep_the_order_and_do_not_depend_on_the_batch(family: str, engine: str, precision: str) -> None:
     reranker = Reranker(converted(family, int8=True), backend=engine, precision=precision)
-    logits = reranker.score(QUERY, TEXTS)
+    logits = reranker.logits(QUERY, TEXTS)
     rounded = engine == "openvino" and precision == "int8"
     # Random weights of few channels suffer more from rounded activations than trained ones.
     assert np.corrcoef(logits, expected(family))[0, 1] > (0.95 if rounded else 0.99)
-    alone = np.array([reranker.score(QUERY, [text])[0] for text in TEXTS])
+    alone = np.array([reranker.logits(QUERY, [text])[0] for text in TEXTS])
     # A last digit that padding changes can be what decides where an activation is rounded to.
     assert np.abs(logits - alone).max() < (0.02 * np.ptp(logits) if rounded else 1e-4)
 
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
 def test_openvino_sees_few_widths_and_scores_as_with_all(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ModelSpec(converted(family), backend="openvino", precision="fp32")
+    spec = Settings(converted(family), backend="openvino", precision="fp32")
     backend = load_backend(spec).configured(max_length=45, instruction=None)
     assert isinstance(backend, OpenVinoBackend)
     widths: list[int] = []
@@ -125,14 +126,14 @@ def test_openvino_sees_few_widths_and_scores_as_with_all(family: str, monkeypatc
     # From a few tokens to more than fit.
     pairs = [(QUERY, "a" + " a" * n) for n in range(60)]
 
-    padded = np.array([backend.score_pairs([pair])[0] for pair in pairs])
+    padded = np.array([backend.logits([pair]).logits[0, 0] for pair in pairs])
     assert {width for width in widths if width % 8} == {45}, "45 is what a pair may have"
     assert max(widths) == 45
     few = len(set(widths))
 
     widths.clear()
     monkeypatch.setattr(OpenVinoBackend, "width_step", 1)
-    exact = np.array([backend.score_pairs([pair])[0] for pair in pairs])
+    exact = np.array([backend.logits([pair]).logits[0, 0] for pair in pairs])
     assert len(set(widths)) > 4 * few
     assert padded == pytest.approx(exact, abs=1e-5)
 
@@ -140,13 +141,13 @@ def test_openvino_sees_few_widths_and_scores_as_with_all(family: str, monkeypatc
 def test_int8_on_openvino_rounds_activations_too() -> None:
     exact, rounded = (Reranker(converted("bert"), backend="openvino", precision=p) for p in ("fp32", "int8"))
     assert rounded.precision == "int8"
-    difference = np.abs(exact.score(QUERY, TEXTS) - rounded.score(QUERY, TEXTS)).max()
-    assert 1e-6 < difference < 0.1 * np.ptp(exact.score(QUERY, TEXTS))
+    difference = np.abs(exact.logits(QUERY, TEXTS) - rounded.logits(QUERY, TEXTS)).max()
+    assert 1e-6 < difference < 0.1 * np.ptp(exact.logits(QUERY, TEXTS))
 
 
 def test_int8_does_not_overflow_on_processors_without_vnni() -> None:
     code = "import sys; from rerank_plugins import Reranker; from checkpoints import QUERY, TEXTS; " + (
-        "print(*Reranker(sys.argv[1], backend='openvino', precision='int8').score(QUERY, TEXTS).tolist())"
+        "print(*Reranker(sys.argv[1], backend='openvino', precision='int8').logits(QUERY, TEXTS).tolist())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, converted("roberta")],
@@ -162,8 +163,8 @@ def test_int8_does_not_overflow_on_processors_without_vnni() -> None:
 
 def test_the_bundled_model_in_int8_keeps_the_order() -> None:
     query = "how do I undo a commit?"
-    exact = Reranker(backend="openvino", precision="fp32").score(query, TEXTS)
-    rounded = Reranker(backend="openvino", precision="int8").score(query, TEXTS)
+    exact = Reranker(backend="openvino", precision="fp32").logits(query, TEXTS)
+    rounded = Reranker(backend="openvino", precision="int8").logits(query, TEXTS)
     clear = np.abs(exact[:, None] - exact[None, :]) > 1.0
     assert ((exact[:, None] > exact[None, :]) == (rounded[:, None] > rounded[None, :]))[clear].all()
 
@@ -188,16 +189,16 @@ def test_auto_takes_bf16_where_the_processor_is_faster_in_it(
 
 @pytest.mark.parametrize("budget", [1, 100, 10_000])
 def test_batching_changes_no_score(budget: int) -> None:
-    backend = load_backend(ModelSpec(model=tiny("bert")))
+    backend = load_backend(Settings(model=tiny("bert")))
     other = backend.configured(max_length=None, instruction=None)
     other.token_budget = budget  # type: ignore[attr-defined]
     pairs = [(QUERY, text) for text in TEXTS]
-    assert np.abs(backend.score_pairs(pairs) - other.score_pairs(pairs)).max() < 1e-5
+    assert np.abs(backend.logits(pairs).logits - other.logits(pairs).logits).max() < 1e-5
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnx", "openvino"])
 def test_batches_that_are_split_for_their_padding_change_no_score(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    split = load_backend(ModelSpec(model=model_of("bert", engine), backend=engine, precision="fp32"))
+    split = load_backend(Settings(model=model_of("bert", engine), backend=engine, precision="fp32"))
     assert isinstance(split, LocalBackend)
     whole = split.configured(max_length=None, instruction=None)
     whole.batch_cost = whole.token_budget
@@ -210,7 +211,7 @@ def test_batches_that_are_split_for_their_padding_change_no_score(engine: str, m
         monkeypatch.setattr(
             backend, "forward", lambda batch, run=forward: sizes.append(len(batch.input_ids)) or run(batch)
         )
-        logits.append(backend.score_pairs(pairs))
+        logits.append(backend.logits(pairs).logits)
 
     assert sizes == [1, 5, 6]
     assert np.abs(logits[0] - logits[1]).max() < 1e-5
@@ -360,7 +361,7 @@ def test_remote_code_needs_consent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_keeps_the_order_of_clear_differences(precision: str) -> None:
     reranker = Reranker(tiny("bert"), backend="torch", precision=precision)
-    logits = reranker.score(QUERY, TEXTS)
+    logits = reranker.logits(QUERY, TEXTS)
     assert reranker.precision == precision
     assert np.corrcoef(logits, expected("bert"))[0, 1] > 0.99
     assert np.abs(logits - expected("bert")).max() > 1e-6
@@ -373,7 +374,7 @@ def test_an_instruction_reaches_a_causal_model_as_its_system_prompt() -> None:
     instruction = "Find passages about bears."
     pairs = [(QUERY, text) for text in TEXTS]
     theirs = CrossEncoder(tiny("causal-qwen3")).predict(pairs, prompt=instruction, activation_fn=torch.nn.Identity())
-    ours = Reranker(tiny("causal-qwen3"), instruction=instruction).score(QUERY, TEXTS)
+    ours = Reranker(tiny("causal-qwen3"), instruction=instruction).logits(QUERY, TEXTS)
     assert np.abs(ours - theirs).max() < 1e-4
     assert np.abs(ours - expected("causal-qwen3")).max() > 1e-3
 
@@ -384,7 +385,7 @@ def test_a_causal_model_without_a_reranking_template_gets_the_published_prompt(t
     plain = tmp_path / "plain"
     shutil.copytree(tiny("causal-qwen3"), plain)
     (plain / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}")
-    ours = Reranker(plain).score("the query", ["the text"])[0]
+    ours = Reranker(plain).logits("the query", ["the text"])[0]
     tokenizer = AutoTokenizer.from_pretrained(plain)
     prompt = (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -408,15 +409,15 @@ def test_saved_prompts_are_used_by_every_engine(tmp_path: Path) -> None:
     )
     theirs = CrossEncoder(str(prompted)).predict([(QUERY, text) for text in TEXTS], activation_fn=torch.nn.Identity())
     assert np.abs(theirs - expected("bert")).max() > 1e-3
-    assert np.abs(Reranker(prompted, backend="torch").score(QUERY, TEXTS) - theirs).max() < 1e-4
+    assert np.abs(Reranker(prompted, backend="torch").logits(QUERY, TEXTS) - theirs).max() < 1e-4
     out = tmp_path / "graph"
     convert(str(prompted), out)
-    assert np.abs(Reranker(out, backend="onnx").score(QUERY, TEXTS) - theirs).max() < 1e-4
+    assert np.abs(Reranker(out, backend="onnx").logits(QUERY, TEXTS) - theirs).max() < 1e-4
 
 
 def test_a_batch_that_the_memory_cannot_hold_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = Reranker(tiny("bert"), backend="torch").prepare()
-    before = reranker.score(QUERY, TEXTS)
+    before = reranker.logits(QUERY, TEXTS)
     backend = reranker._backend
     assert isinstance(backend, TorchBackend)
     sizes: list[int] = []
@@ -430,8 +431,8 @@ def test_a_batch_that_the_memory_cannot_hold_is_halved(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(type(backend.model), "forward", forward)
     limit = 2
-    assert np.abs(reranker.score(QUERY, TEXTS) - before).max() < 1e-5
+    assert np.abs(reranker.logits(QUERY, TEXTS) - before).max() < 1e-5
     assert max(sizes) > 2 >= sizes[-1]
     limit = 0
     with pytest.raises(ScoringError, match="more than the memory"):
-        reranker.score(QUERY, TEXTS)
+        reranker.logits(QUERY, TEXTS)

@@ -23,7 +23,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden_bundled.json").read_text(en
 def test_golden_scores(backend: str) -> None:
     reranker = Reranker(backend=backend, precision="fp32")
     for query, texts in GOLDEN["queries"].items():
-        logits = reranker.score(query, list(texts))
+        logits = reranker.logits(query, list(texts))
         expected = np.array(list(texts.values()), dtype=np.float32)
         assert np.abs(logits - expected).max() < 1e-3, query
         assert np.argsort(-logits).tolist() == np.argsort(-expected).tolist(), query

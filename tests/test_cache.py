@@ -72,7 +72,7 @@ def test_a_pair_is_scored_once_and_gives_what_it_gave(kind: str, tmp_path: Path)
     cached = Reranker(backend, cache=stores(tmp_path)[kind]())
     for query, texts in [("red fox", TEXTS), ("red fox", TEXTS[::-1]), ("red fox", ["new", *TEXTS]), ("whale", TEXTS)]:
         assert cached.rank(query, texts) == plain.rank(query, texts)
-        assert cached.score(query, texts).tolist() == plain.score(query, texts).tolist()
+        assert cached.logits(query, texts).tolist() == plain.logits(query, texts).tolist()
     distinct = {text for text in TEXTS if text.strip()}
     assert scored_texts(backend) == [*dict.fromkeys(t for t in TEXTS if t.strip()), "new", *scored_texts(backend)[-4:]]
     assert set(scored_texts(backend)[-4:]) == distinct
@@ -81,17 +81,17 @@ def test_a_pair_is_scored_once_and_gives_what_it_gave(kind: str, tmp_path: Path)
 def test_nothing_is_cached_unless_asked() -> None:
     backend = fake()
     reranker = Reranker(backend)
-    reranker.score("q", ["a"])
-    reranker.score("q", ["a"])
+    reranker.logits("q", ["a"])
+    reranker.logits("q", ["a"])
     assert len(backend.calls) == 2
 
 
 def test_query_and_text_are_told_apart_wherever_the_border_is() -> None:
     backend = fake(logit=lambda query, text: float(len(query)))
     cached = Reranker(backend, cache=100)
-    pairs = [("ab", "c"), ("a", "bc"), ("a", "b"), ("b", "a"), ("\ud800", "x"), ("\ud801", "x"), ("\ufffd", "x")]
+    pairs = [("ab", "c"), ("a", "bc"), ("a", "b"), ("b", "a"), ("a\ud800", "x"), ("a\ud801", "x"), ("a\ufffd", "x")]
     for query, text in pairs * 2:
-        assert cached.score(query, [text]).tolist() == [len(query)]
+        assert cached.logits(query, [text]).tolist() == [len(query)]
     assert len(backend.calls) == len(pairs)
 
 
@@ -106,7 +106,7 @@ def test_label_scale_and_calibration_need_no_new_scores() -> None:
             {"label": "entailment"},
             {"label": 0},
             {"label": 1, "scale": "logit"},
-            {"label": 1, "calibration": {"scale": 2.0, "shift": -1.0}},
+            {"label": 1, "calibration": {"slope": 2.0, "intercept": -1.0}},
         ]
     ):
         plain = Reranker(fake(logit=logits, labels=backend.labels), **keywords)
@@ -141,8 +141,8 @@ def test_a_score_that_is_not_finite_is_not_kept() -> None:
     values = iter([float("nan"), 1.0])
     cached = Reranker(fake(logit=lambda query, text: next(values)), cache=10)
     with pytest.raises(ScoringError):
-        cached.score("q", ["a"])
-    assert cached.score("q", ["a"]).tolist() == [1.0]
+        cached.logits("q", ["a"])
+    assert cached.logits("q", ["a"]).tolist() == [1.0]
 
 
 # -- what shares and what does not -------------------------------------------------------------------------------------
@@ -161,9 +161,9 @@ def test_settings_that_decide_a_logit_never_share() -> None:
         {"backend": "openvino", "precision": "fp32"},
     ]
     for n, keywords in enumerate(made, start=1):
-        found = Reranker(**keywords, cache=cache).score("what do pandas eat", LONG)
+        found = Reranker(**keywords, cache=cache).logits("what do pandas eat", LONG)
         assert len(cache) == n * len(LONG)
-        assert found == pytest.approx(Reranker(**keywords).score("what do pandas eat", LONG), abs=1e-4)
+        assert found == pytest.approx(Reranker(**keywords).logits("what do pandas eat", LONG), abs=1e-4)
     assert {engine.backend_name for engine in engines} == {"onnx", "openvino"}
 
 
@@ -174,13 +174,13 @@ def test_another_fingerprint_name_or_precision_never_shares() -> None:
     ):
         backend = fake(logit=lambda query, text, n=n: float(n), fingerprint=fingerprint)
         backend.name, backend.precision = name, precision
-        assert Reranker(backend, cache=cache).score("q", ["a"]).tolist() == [n]
+        assert Reranker(backend, cache=cache).logits("q", ["a"]).tolist() == [n]
 
 
 def test_fake_backends_do_not_share_unless_told() -> None:
     cache = MemoryCache()
-    assert Reranker(FakeBackend(lambda query, text: 1.0), cache=cache).score("q", ["a"]).tolist() == [1]
-    assert Reranker(FakeBackend(lambda query, text: 2.0), cache=cache).score("q", ["a"]).tolist() == [2]
+    assert Reranker(FakeBackend(lambda query, text: 1.0), cache=cache).logits("q", ["a"]).tolist() == [1]
+    assert Reranker(FakeBackend(lambda query, text: 2.0), cache=cache).logits("q", ["a"]).tolist() == [2]
 
 
 def test_a_checkpoint_that_is_replaced_or_in_another_precision_never_shares(tmp_path: Path) -> None:
@@ -191,10 +191,10 @@ def test_a_checkpoint_that_is_replaced_or_in_another_precision_never_shares(tmp_
     directory = tmp_path / "model"
     shutil.copytree(tiny("bert"), directory)
     texts = ["pandas eat bamboo", "paris"]
-    first = Reranker(directory, **keywords).score("pandas", texts)
-    assert Reranker(tiny("bert"), **keywords).score("pandas", texts).tolist() == first.tolist()
+    first = Reranker(directory, **keywords).logits("pandas", texts)
+    assert Reranker(tiny("bert"), **keywords).logits("pandas", texts).tolist() == first.tolist()
     assert len(cache) == 2  # the same content in another directory is the same model
-    half = Reranker(directory, **keywords, precision="bf16").score("pandas", texts)
+    half = Reranker(directory, **keywords, precision="bf16").logits("pandas", texts)
     assert len(cache) == 4
     assert not np.array_equal(half, first)
     held = Reranker(directory, **keywords)
@@ -202,9 +202,9 @@ def test_a_checkpoint_that_is_replaced_or_in_another_precision_never_shares(tmp_
     weights = load_file(directory / "model.safetensors")
     save_file({name: 2 * values for name, values in weights.items()}, tmp_path / "new", metadata={"format": "pt"})
     os.replace(tmp_path / "new", directory / "model.safetensors")
-    assert held.score("pandas", texts).tolist() == first.tolist()  # still the weights that were loaded
+    assert held.logits("pandas", texts).tolist() == first.tolist()  # still the weights that were loaded
     del held
-    second = Reranker(directory, **keywords).score("pandas", texts)
+    second = Reranker(directory, **keywords).logits("pandas", texts)
     assert not np.array_equal(first, second)
 
 
@@ -261,7 +261,7 @@ class Bare:
 
 def test_a_ready_backend_must_tell_its_fingerprint() -> None:
     bare = Bare()
-    assert Reranker(bare).score("q", ["a"]).tolist() == [1]
+    assert Reranker(bare).logits("q", ["a"]).tolist() == [1]
     for told in (None, "", 3):
         bare.fingerprint = told  # type: ignore[attr-defined]
         with pytest.raises(ConfigurationError, match="fingerprint"):
@@ -269,7 +269,7 @@ def test_a_ready_backend_must_tell_its_fingerprint() -> None:
     cache = MemoryCache()
     for told in ("one", lambda: "two"):
         bare.fingerprint = told  # type: ignore[attr-defined]
-        assert Reranker(bare, cache=cache).score("q", ["a"]).tolist() == [1]
+        assert Reranker(bare, cache=cache).logits("q", ["a"]).tolist() == [1]
     assert len(cache) == 2
 
 
@@ -340,10 +340,10 @@ def test_copies_share_and_pickles_carry_configuration(tmp_path: Path) -> None:
     backend = fake()
     for cache in (100, MemoryCache(50), str(tmp_path / "a.sqlite"), FileCache(tmp_path / "b.sqlite", 1 << 20)):
         reranker = Reranker(backend, cache=cache)
-        reranker.score("q", ["a", "b"])
+        reranker.logits("q", ["a", "b"])
         backend.calls.clear()
         for copied in (copy.copy(reranker), copy.deepcopy(reranker)):
-            copied.score("q", ["a", "b"])
+            copied.logits("q", ["a", "b"])
         assert backend.calls == []
         assert reranker.config["cache"] == cache
     memory, file = MemoryCache(7), FileCache(tmp_path / "c.sqlite", 1 << 20)
@@ -351,7 +351,7 @@ def test_copies_share_and_pickles_carry_configuration(tmp_path: Path) -> None:
     again, opened = pickle.loads(pickle.dumps(memory)), pickle.loads(pickle.dumps(file))
     assert (again.max_pairs, len(again)) == (7, 0)
     assert (opened.path, opened.max_bytes) == (file.path, 1 << 20)
-    assert repr(Reranker(cache=memory)) == "Reranker(cache=MemoryCache(max_pairs=7))"
+    assert repr(Reranker(cache=memory)) == "Reranker(model='rerank-plugins/minilm-l6', cache=MemoryCache(max_pairs=7))"
     assert Reranker(cache=Path("x.sqlite")).config["cache"] == "x.sqlite"
     away = pickle.loads(pickle.dumps(Reranker("a/b", cache=file)))
     assert away.config["cache"].path == file.path
@@ -362,10 +362,10 @@ def test_making_a_reranker_touches_no_file_and_closing_it_lets_go(tmp_path: Path
     reranker = Reranker(fake(), cache=path)
     assert not path.exists()
     with reranker:
-        reranker.score("q", ["a"])
+        reranker.logits("q", ["a"])
         assert Path(f"{path}-wal").exists()
     assert not Path(f"{path}-wal").exists()
-    assert reranker.score("q", ["a"]).shape == (1,)
+    assert reranker.logits("q", ["a"]).shape == (1,)
 
 
 # -- one flight --------------------------------------------------------------------------------------------------------
@@ -392,9 +392,9 @@ def test_a_pair_asked_for_twice_at_once_is_computed_once(kind: str, tmp_path: Pa
     cache = stores(tmp_path)[kind]()
     first, second = Reranker(backend, cache=cache), Reranker(backend, cache=cache)
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(first.score, "q", ["slow", "b"])
+        one = pool.submit(first.logits, "q", ["slow", "b"])
         assert gate.started["slow"].wait(20)
-        two = pool.submit(second.score, "q", ["b", "own", "slow"])
+        two = pool.submit(second.logits, "q", ["b", "own", "slow"])
         # It has claimed what is free once it computes that.
         assert gate.started["own"].wait(20)
         gate.leave["own"].set()
@@ -416,12 +416,12 @@ def test_a_pair_that_landed_between_look_and_claim_is_not_computed_again() -> No
             found = cache.mget(keys)
             self.looks += 1
             if self.looks == 1:
-                Reranker(backend, cache=cache).score("q", ["a", "b"])
+                Reranker(backend, cache=cache).logits("q", ["a", "b"])
             return found
 
         mset = staticmethod(cache.mset)
 
-    assert Reranker(backend, cache=LandsMeanwhile()).score("q", ["a", "b"]).shape == (2,)
+    assert Reranker(backend, cache=LandsMeanwhile()).logits("q", ["a", "b"]).shape == (2,)
     assert backend.calls == [[("q", "a"), ("q", "b")]]
 
 
@@ -456,7 +456,7 @@ def test_the_error_of_a_flight_reaches_its_caller_alone(error: BaseException) ->
 
     def caught(texts: list[str]) -> object:
         try:
-            return reranker.score("q", texts).tolist()
+            return reranker.logits("q", texts).tolist()
         except BaseException as raised:
             return raised
 
@@ -476,9 +476,9 @@ def test_the_error_of_a_flight_reaches_its_caller_alone(error: BaseException) ->
 async def test_a_cancelled_caller_costs_the_others_nothing() -> None:
     gate = Gated("slow", "own")
     reranker = Reranker(fake(logit=gate), cache=100)
-    one = asyncio.create_task(reranker.ascore("q", ["slow"]))
+    one = asyncio.create_task(reranker.alogits("q", ["slow"]))
     await asyncio.to_thread(gate.started["slow"].wait, 20)
-    two = asyncio.create_task(reranker.ascore("q", ["slow", "own"]))
+    two = asyncio.create_task(reranker.alogits("q", ["slow", "own"]))
     await asyncio.to_thread(gate.started["own"].wait, 20)
     one.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -506,7 +506,7 @@ def test_many_threads_with_overlapping_pairs_and_failures_neither_hang_nor_diffe
         for _ in range(60):
             texts = [str(choice.randrange(12)) for _ in range(choice.randrange(1, 9))]
             try:
-                assert choice.choice(rerankers).score("q", texts).tolist() == [float(text) for text in texts]
+                assert choice.choice(rerankers).logits("q", texts).tolist() == [float(text) for text in texts]
             except ScoringError:
                 failures += 1
         return failures
@@ -581,19 +581,19 @@ def test_a_file_that_cannot_be_made_is_told_once_and_costs_no_result(tmp_path: P
 def test_a_full_disk_costs_no_result_and_no_kept_score(tmp_path: Path) -> None:
     cache, backend = FileCache(tmp_path / "scores.sqlite"), fake()
     reranker = Reranker(backend, cache=cache)
-    reranker.score("q", ["a"])
+    reranker.logits("q", ["a"])
     connection = cache._connection
     assert connection is not None
     connection.execute("PRAGMA max_page_count = 1")
     many = [f"text {i}" for i in range(2000)]
     with pytest.warns(RuntimeWarning, match="cannot be written.*full"):
-        assert reranker.score("q", many).shape == (2000,)
+        assert reranker.logits("q", many).shape == (2000,)
     connection.execute("PRAGMA max_page_count = 100000")
     backend.calls.clear()
-    reranker.score("q", ["a"])
+    reranker.logits("q", ["a"])
     assert backend.calls == []
-    reranker.score("q", many)
-    reranker.score("q", many)
+    reranker.logits("q", many)
+    reranker.logits("q", many)
     assert len(backend.calls) == 1
 
 
@@ -601,11 +601,11 @@ def test_a_file_that_another_process_holds_costs_no_result(tmp_path: Path, monke
     monkeypatch.setattr(_stores, "_BUSY_TIMEOUT_S", 0.01)
     path = tmp_path / "scores.sqlite"
     reranker = Reranker(fake(), cache=path)
-    reranker.score("q", ["a"])
+    reranker.logits("q", ["a"])
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.warns(RuntimeWarning, match="cannot be written.*locked"):
-        assert reranker.score("q", ["a", "b"]).shape == (2,)
+        assert reranker.logits("q", ["a", "b"]).shape == (2,)
     holder.close()
 
 
@@ -616,7 +616,7 @@ def test_the_database_of_something_else_stays_untouched(tmp_path: Path) -> None:
     theirs.close()
     before = path.read_bytes()
     with pytest.raises(ConfigurationError, match="something else"):
-        Reranker(fake(), cache=path).score("q", ["a"])
+        Reranker(fake(), cache=path).logits("q", ["a"])
     assert path.read_bytes() == before
 
 
@@ -651,27 +651,27 @@ DAMAGES = ("half", "stub", "text", "header", "first page", "pages", "zeros")
 def test_a_damaged_file_is_set_aside_and_rebuilt(kind: str, tmp_path: Path) -> None:
     path, texts = tmp_path / "scores.sqlite", [f"text {i}" for i in range(500)]
     with Reranker(fake(), cache=path) as reranker:
-        expected = reranker.score("text 7", texts)
+        expected = reranker.logits("text 7", texts)
     damage(path, kind)
     damaged = path.read_bytes()
     backend = fake()
     with Reranker(backend, cache=path) as reranker:
         with pytest.warns(RuntimeWarning, match="set aside as .*damaged-1"):
-            assert reranker.score("text 7", texts).tolist() == expected.tolist()
+            assert reranker.logits("text 7", texts).tolist() == expected.tolist()
         assert (tmp_path / "scores.sqlite.damaged-1").read_bytes()[:60] == damaged[:60]
         assert scored_texts(backend) == texts
-        assert reranker.score("text 7", texts).tolist() == expected.tolist()
+        assert reranker.logits("text 7", texts).tolist() == expected.tolist()
         assert len(backend.calls) == 1
     damage(path, kind)
     with pytest.warns(RuntimeWarning, match="damaged-2"):
-        assert Reranker(fake(), cache=path).score("text 7", texts).tolist() == expected.tolist()
+        assert Reranker(fake(), cache=path).logits("text 7", texts).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_a_file_that_is_damaged_in_use_costs_no_result(kind: str, tmp_path: Path) -> None:
     path, texts = tmp_path / "scores.sqlite", [f"text {i}" for i in range(500)]
     reranker = Reranker(fake(), cache=path)
-    expected = reranker.score("text 7", texts)
+    expected = reranker.logits("text 7", texts)
     writer = sqlite3.connect(path)
     writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     writer.close()
@@ -679,13 +679,13 @@ def test_a_file_that_is_damaged_in_use_costs_no_result(kind: str, tmp_path: Path
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         for query in ("text 7", "text 8", "text 7"):
-            found = reranker.score(query, [*texts, query + " more"])
-            assert found[:-1].tolist() == Reranker(fake()).score(query, texts).tolist()
+            found = reranker.logits(query, [*texts, query + " more"])
+            assert found[:-1].tolist() == Reranker(fake()).logits(query, texts).tolist()
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
-        assert Reranker(fake(), cache=path).score("text 7", texts).tolist() == expected.tolist()
+        assert Reranker(fake(), cache=path).logits("text 7", texts).tolist() == expected.tolist()
     backend = fake()
-    Reranker(backend, cache=path).score("text 7", texts)
+    Reranker(backend, cache=path).logits("text 7", texts)
     assert backend.calls == []
 
 
@@ -693,7 +693,7 @@ def test_a_file_that_is_damaged_in_use_costs_no_result(kind: str, tmp_path: Path
 def test_a_value_that_is_damaged_inside_its_row_is_a_miss(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "scores.sqlite"
     with Reranker(fake(), cache=path) as reranker:
-        expected = reranker.score("red fox", TEXTS)
+        expected = reranker.logits("red fox", TEXTS)
     with sqlite3.connect(path) as theirs:
         changed = "substr(value, 1, 11) || x'ff' || substr(value, 13)"
         theirs.execute(f"UPDATE scores_1_new SET value = CAST({changed} AS {kind})")
@@ -702,7 +702,7 @@ def test_a_value_that_is_damaged_inside_its_row_is_a_miss(kind: str, tmp_path: P
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
-            assert Reranker(backend, cache=path).score("red fox", TEXTS).tolist() == expected.tolist()
+            assert Reranker(backend, cache=path).logits("red fox", TEXTS).tolist() == expected.tolist()
     assert len(backend.calls) == 1
 
 
@@ -781,7 +781,7 @@ reranker = Reranker(FakeBackend(lambda query, text: float(text), fingerprint="we
 print("ready", flush=True)
 sys.stdin.readline()
 for i in range(rounds):
-    reranker.score(f"{name} {i}", [str(j) for j in range(20)])
+    reranker.logits(f"{name} {i}", [str(j) for j in range(20)])
     print(i, flush=True)
 """
 
@@ -811,7 +811,7 @@ def assert_kept(path: Path, acknowledged: dict[int, int]) -> None:
         warnings.simplefilter("error")
         for name, rounds in acknowledged.items():
             for i in range(rounds):
-                assert reranker.score(f"{name} {i}", texts).tolist() == [float(text) for text in texts]
+                assert reranker.logits(f"{name} {i}", texts).tolist() == [float(text) for text in texts]
     assert backend.calls == []
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -842,8 +842,8 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> No
         assert process.returncode == -signal.SIGKILL
     assert_kept(path, acknowledged)
     survivor = fake()
-    Reranker(survivor, cache=path).score("after", ["a"])
-    Reranker(survivor, cache=path).score("after", ["a"])
+    Reranker(survivor, cache=path).logits("after", ["a"])
+    Reranker(survivor, cache=path).logits("after", ["a"])
     assert len(survivor.calls) == 1
 
 
@@ -853,7 +853,7 @@ def test_a_forked_child_goes_on_with_the_cache(kind: str, tmp_path: Path) -> Non
     gate = Gated("slow")
     backend = fake(logit=gate)
     reranker = Reranker(backend, cache=stores(tmp_path)[kind]())
-    reranker.score("q", ["a", "b"])
+    reranker.logits("q", ["a", "b"])
     thread = threading.Thread(target=reranker.score, args=("q", ["slow"]))
     thread.start()
     assert gate.started["slow"].wait(20)
@@ -866,7 +866,7 @@ def test_a_forked_child_goes_on_with_the_cache(kind: str, tmp_path: Path) -> Non
             backend.calls.clear()
             assert getattr(reranker._cache.store, "_connection", None) is None  # type: ignore[union-attr]
             gate.leave["slow"].set()
-            found = reranker.score("q", ["a", "b", "slow", "child"])
+            found = reranker.logits("q", ["a", "b", "slow", "child"])
             asked = [("q", "slow"), ("q", "child")]
             code = 0 if found.tolist() == [1, 1, 4, 5] and backend.calls == [asked] else 2
         finally:
@@ -875,7 +875,7 @@ def test_a_forked_child_goes_on_with_the_cache(kind: str, tmp_path: Path) -> Non
     gate.leave["slow"].set()
     thread.join(20)
     backend.calls.clear()
-    reranker.score("q", ["a", "b", "slow", "child"])
+    reranker.logits("q", ["a", "b", "slow", "child"])
     # The child's file is ours; its memory is not.
     assert scored_texts(backend) == ([] if kind == "file" else ["child"])
 

@@ -24,8 +24,8 @@ def sample(n: int = 4000, scale: float = 0.5, shift: float = -1.0) -> tuple[np.n
 
 def test_fit_finds_the_map_that_made_the_labels() -> None:
     found = fit_calibration(*sample())
-    assert found.scale == pytest.approx(0.5, abs=0.05)
-    assert found.shift == pytest.approx(-1.0, abs=0.1)
+    assert found.slope == pytest.approx(0.5, abs=0.05)
+    assert found.intercept == pytest.approx(-1.0, abs=0.1)
 
 
 def test_calibration_lowers_the_expected_calibration_error() -> None:
@@ -51,13 +51,16 @@ def test_a_fit_never_turns_the_order(pairs: list[tuple[float, float]]) -> None:
             fit_calibration(logits, labels)
         return
     found = fit_calibration(logits, labels)
-    assert found.scale > 0
-    assert math.isfinite(found.shift)
+    assert found.slope > 0
+    assert math.isfinite(found.intercept)
 
 
 def test_weights_count() -> None:
     logits, labels = [-1.0, -1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]
-    assert fit_calibration(logits, labels, [1, 9, 1, 9]).shift > fit_calibration(logits, labels, [9, 1, 9, 1]).shift
+    assert (
+        fit_calibration(logits, labels, [1, 9, 1, 9]).intercept
+        > fit_calibration(logits, labels, [9, 1, 9, 1]).intercept
+    )
 
 
 def test_shapes_must_agree() -> None:
@@ -74,7 +77,7 @@ def test_a_reranker_reports_calibrated_scores_in_the_same_order(tmp_path: Path) 
         calibration,
         tmp_path / "calibration.json",
         str(tmp_path / "calibration.json"),
-        {"scale": 0.5, "shift": -1},
+        {"slope": 0.5, "intercept": -1},
     ):
         ranking = Reranker(FakeBackend(lambda query, text: float(text)), calibration=given_as).rank("q", texts)
         assert [item.index for item in ranking] == [item.index for item in plain]
@@ -93,15 +96,15 @@ def test_a_blank_text_stays_at_zero_and_last() -> None:
 
 def test_the_configuration_holds_plain_data() -> None:
     reranker = Reranker(FakeBackend(), calibration=Calibration(2.0, 1.0))
-    assert reranker.config["calibration"] == {"scale": 2.0, "shift": 1.0}
+    assert reranker.config["calibration"] == {"slope": 2.0, "intercept": 1.0}
     json.dumps(reranker.config["calibration"])
     assert Reranker(**reranker.config).config == reranker.config
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"scale": 0, "shift": 0}, {"scale": -1.0, "shift": 0}, {"scale": math.nan, "shift": 0}, {"scale": 1}, [1, 2],
-     {"scale": 1, "shift": 0, "more": 1}, {"scale": "1", "shift": 0}, "no/such/file.json"],
+    [{"slope": 0, "intercept": 0}, {"slope": -1.0, "intercept": 0}, {"slope": math.nan, "intercept": 0}, {"slope": 1},
+     [1, 2], {"slope": 1, "intercept": 0, "more": 1}, {"slope": "1", "intercept": 0}, "no/such/file.json"],
 )  # fmt: skip
 def test_what_is_no_calibration_is_refused(bad: object) -> None:
     with pytest.raises(ConfigurationError, match="calibration"):
@@ -115,11 +118,11 @@ def test_adapters_take_a_calibration(framework: str, tmp_path: Path) -> None:
     rerank = importlib.import_module(f"rerank_plugins.{framework}").CrossEncoderRerank
     Calibration(0.5, -1.0).save(tmp_path / "calibration.json")
     adapter = rerank(model=FakeBackend(), calibration=tmp_path / "calibration.json")
-    assert adapter.calibration == {"scale": 0.5, "shift": -1.0}
+    assert adapter.calibration == {"slope": 0.5, "intercept": -1.0}
     assert adapter._own is adapter._own
     assert adapter._own.config["calibration"] == adapter.calibration
     shared = Reranker(FakeBackend(), calibration=Calibration(2.0, 0.0))
-    assert rerank(reranker=shared).calibration == {"scale": 2.0, "shift": 0.0}
+    assert rerank(reranker=shared).calibration == {"slope": 2.0, "intercept": 0.0}
     with pytest.raises(ConfigurationError, match="calibration"):
         rerank(calibration=tmp_path / "missing.json")
 
@@ -134,7 +137,7 @@ def test_the_command_fits_reports_and_saves(tmp_path: Path) -> None:
     words = ["panda", "bamboo", "paris", "france", "china", "git", "commit", "river", "mountain", "bear"]
     reranker = Reranker(tiny("bert"), backend="torch")
     texts = {f"{word} {i}": [" ".join(random.choice(words, 4)) for _ in range(10)] for i, word in enumerate(words * 2)}
-    logits = {query: reranker.score(query, passages) for query, passages in texts.items()}
+    logits = {query: reranker.logits(query, passages) for query, passages in texts.items()}
     centre = float(np.mean(list(logits.values())))
     lines = []
     for query, passages in texts.items():
@@ -147,8 +150,8 @@ def test_the_command_fits_reports_and_saves(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "200 pairs of 20 queries" in done.output
     found = Calibration.of(tmp_path / "c.json")
-    assert found.scale == pytest.approx(2.0, rel=0.5)
-    assert found.shift == pytest.approx(-2 * centre, rel=0.5)
+    assert found.slope == pytest.approx(2.0, rel=0.5)
+    assert found.intercept == pytest.approx(-2 * centre, rel=0.5)
     assert "exists" in CliRunner().invoke(app, command).output
     (tmp_path / "bad.jsonl").write_text(lines[0] + "\n{}\n")
     bad = CliRunner().invoke(app, ["calibrate", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "d.json")])

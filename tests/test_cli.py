@@ -207,7 +207,7 @@ def test_label_by_name_or_column(label: str) -> None:
     settings = ("--model", tiny("bert-nli"), "--backend", "torch", "--scale", "logit", "--max-length", "64")
     result = call("rank", "pandas eat", "-", *settings, "--label", label, stdin="bamboo\nParis\n")
     assert result.exit_code == 0, result.stderr
-    expected = Reranker(tiny("bert-nli"), backend="torch", scale="logit", max_length=64, label="entailment").score(
+    expected = Reranker(tiny("bert-nli"), backend="torch", scale="logit", max_length=64, label="entailment").logits(
         "pandas eat", ["bamboo", "Paris"]
     )
     by_place = sorted(lines(result.stdout), key=lambda row: int(str(row["first_stage_rank"])))
@@ -269,7 +269,7 @@ def test_convert_into_a_directory(tmp_path: Path) -> None:
     result = call("convert", tiny("electra"), str(out), "--int8")
     assert result.exit_code == 0, result.stderr
     assert "int8" in result.stdout
-    assert Reranker(str(out), backend="onnx").score("pandas", ["bamboo"]).shape == (1,)
+    assert Reranker(str(out), backend="onnx").logits("pandas", ["bamboo"]).shape == (1,)
 
 
 def test_convert_refuses_a_causal_model(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_train_makes_a_model_that_ranks(tmp_path: Path) -> None:
     result = call("train", str(data), "--out", str(tmp_path / "model"), *settings)
     assert result.exit_code == 0, result.stderr
     assert "2 steps" in result.stdout
-    assert Reranker(str(tmp_path / "model"), backend="torch").score("question 1", ["answer 1"]).shape == (1,)
+    assert Reranker(str(tmp_path / "model"), backend="torch").logits("question 1", ["answer 1"]).shape == (1,)
 
 
 def test_train_names_a_bad_line_of_the_data(tmp_path: Path) -> None:

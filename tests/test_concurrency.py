@@ -45,7 +45,7 @@ def engines() -> list[Reranker]:
 def test_threads_give_the_serial_result(engine: int, threads: int) -> None:
     reranker = engines()[engine]
     serial = [[item.index for item in reranker.rank(*job)] for job in JOBS]
-    scores = [reranker.score(*job) for job in JOBS]
+    scores = [reranker.logits(*job) for job in JOBS]
     with ThreadPoolExecutor(threads) as pool:
         together = list(pool.map(lambda job: reranker.rank(*job), JOBS))
     assert [[item.index for item in ranking] for ranking in together] == serial
@@ -72,10 +72,10 @@ def test_threads_with_different_maximum_lengths_do_not_disturb_each_other() -> N
     """One shared tokenizer whose truncation is switched back and forth gives texts of the wrong length."""
     long = "panda bamboo china " * 100
     rerankers = [Reranker(tiny("bert"), max_length=length) for length in (16, 64, 200, None)]
-    expected = [float(r.score("panda", [long])[0]) for r in rerankers]
+    expected = [float(r.logits("panda", [long])[0]) for r in rerankers]
     assert len(set(expected)) == 4
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: float(rerankers[i % 4].score("panda", [long])[0]), range(400)))
+        found = list(pool.map(lambda i: float(rerankers[i % 4].logits("panda", [long])[0]), range(400)))
     assert all(score == pytest.approx(expected[i % 4], abs=1e-5) for i, score in enumerate(found))
 
 
@@ -105,7 +105,7 @@ def test_a_failed_load_can_be_tried_again(tmp_path) -> None:  # type: ignore[no-
     with pytest.raises(ModelLoadError):
         reranker.prepare()
     shutil.copytree(tiny("bert"), tmp_path / "late")
-    assert reranker.score("q", ["a"]).shape == (1,)
+    assert reranker.logits("q", ["a"]).shape == (1,)
 
 
 async def test_async_does_not_block_the_loop_nor_use_its_executor() -> None:
@@ -285,7 +285,7 @@ class Callers:
 
         def run() -> None:
             try:
-                future.set_result((reranker or self.reranker).score(str(query), texts).tolist())
+                future.set_result((reranker or self.reranker).logits(str(query), texts).tolist())
             except BaseException as error:
                 future.set_exception(error)
 
@@ -333,7 +333,7 @@ def test_rerankers_of_one_model_with_other_settings_share_batches(gated: tuple[G
 def test_a_caller_that_is_alone_runs_its_batches_in_its_own_thread() -> None:
     backend = Counting(token_budget=100)
     lengths = [30, 10, 50, 20, 10, 40]
-    assert Reranker(backend).score("1", texts_of(*lengths)).tolist() == logits_of(1, texts_of(*lengths))
+    assert Reranker(backend).logits("1", texts_of(*lengths)).tolist() == logits_of(1, texts_of(*lengths))
     assert [[n for _, n in batch] for batch in backend.batches] == [[50, 40], [30, 20], [10, 10]]
     assert set(backend.threads) == {threading.current_thread()}
 
@@ -390,7 +390,7 @@ def test_a_query_that_is_too_long_disturbs_no_shared_batch(gated: tuple[Gated, C
     first = callers.call(1, 10)
     assert backend.entered.acquire(timeout=WAIT)
     with pytest.raises(InputError, match="no room"):
-        callers.reranker.score("7 " * 600, ["1"])
+        callers.reranker.logits("7 " * 600, ["1"])
     backend.open()
     assert first.result(WAIT) == logits_of(1, texts_of(10))
 
@@ -401,7 +401,7 @@ def test_an_engine_that_returns_the_wrong_number_of_rows_is_told_so() -> None:
             return super().forward(batch)[:1]
 
     with pytest.raises(ScoringError, match=r"forward must return shape \(2, n_labels\)"):
-        Reranker(Short()).score("1", ["2", "3"])
+        Reranker(Short()).logits("1", ["2", "3"])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
@@ -443,7 +443,7 @@ def test_a_caller_that_is_interrupted_while_it_waits_takes_its_pairs_along(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Event, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            callers.reranker.score("2", texts_of(100))
+            callers.reranker.logits("2", texts_of(100))
     backend.open()
     assert first.result(WAIT) == logits_of(1, texts_of(*[100] * 30))
     assert backend.queries() == [{1}] * 3
@@ -464,7 +464,7 @@ async def test_the_pairs_of_a_cancelled_task_are_not_scored(gated: tuple[Gated, 
     reranker = callers.reranker
     tasks = []
     for query in (1, 2, 3):
-        tasks.append(asyncio.create_task(reranker.ascore(str(query), texts_of(10))))
+        tasks.append(asyncio.create_task(reranker.alogits(str(query), texts_of(10))))
         await until(lambda n=query: len(backend._batches._calls) == n)  # type: ignore[misc]
     tasks[1].cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -499,7 +499,7 @@ async def test_a_cancelled_leader_stops_after_its_batch_and_hands_over(gated: tu
     backend, callers = gated
     large = asyncio.create_task(callers.reranker.arank("1", texts_of(*[100 - i % 3 for i in range(500)])))
     await until(lambda: backend.entered.acquire(blocking=False))
-    other = asyncio.create_task(callers.reranker.ascore("2", texts_of(*[100] * 500)))
+    other = asyncio.create_task(callers.reranker.alogits("2", texts_of(*[100] * 500)))
     await until(lambda: len(backend._batches._calls) == 2)
     large.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -512,7 +512,7 @@ async def test_a_cancelled_leader_stops_after_its_batch_and_hands_over(gated: tu
 
 async def test_a_call_that_times_out_is_not_scored_further(gated: tuple[Gated, Callers]) -> None:
     backend, callers = gated
-    call = asyncio.create_task(callers.reranker.ascore("1", texts_of(*[100] * 500)))
+    call = asyncio.create_task(callers.reranker.alogits("1", texts_of(*[100] * 500)))
     await until(lambda: backend.entered.acquire(blocking=False))
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(call, 0.01)
@@ -536,7 +536,7 @@ async def test_the_event_loop_starts_one_thread_at_most(gated: tuple[Gated, Call
     _executors.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", starting)
-        tasks = [asyncio.create_task(callers.reranker.ascore(str(query), texts_of(10))) for query in range(1, 33)]
+        tasks = [asyncio.create_task(callers.reranker.alogits(str(query), texts_of(10))) for query in range(1, 33)]
         await until(lambda: len(backend._batches._calls) == 32)
     backend.open()
     await asyncio.gather(*tasks)
@@ -606,7 +606,7 @@ def test_a_forked_child_does_not_wait_for_the_parents_leader(gated: tuple[Gated,
 
     def child() -> bool:
         backend.opened.set()
-        return callers.reranker.score("2", texts_of(10)).tolist() == logits_of(2, texts_of(10))
+        return callers.reranker.logits("2", texts_of(10)).tolist() == logits_of(2, texts_of(10))
 
     assert true_in_a_forked_child(child)
     backend.open()
@@ -617,8 +617,8 @@ def test_the_bundled_model_scores_the_same_in_company() -> None:
     settings: list[dict[str, Any]] = [{}, {"max_length": 64}, {"instruction": "animals: "}]
     rerankers = [Reranker(precision="fp32", **keywords) for keywords in settings]
     jobs = [(rerankers[i % 3], *JOBS[i]) for i in range(9)]
-    alone = [reranker.score(query, texts) for reranker, query, texts in jobs]
+    alone = [reranker.logits(query, texts) for reranker, query, texts in jobs]
     with ThreadPoolExecutor(9) as pool:
-        together = list(pool.map(lambda job: job[0].score(job[1], job[2]), jobs))
+        together = list(pool.map(lambda job: job[0].logits(job[1], job[2]), jobs))
     for expected, found in zip(alone, together, strict=True):
         assert np.abs(expected - found).max() < 1e-4

@@ -117,7 +117,7 @@ def test_the_model_is_loaded_once_for_all_calls_and_instances(monkeypatch: pytes
 def test_a_text_longer_than_the_positions_does_not_crash(family: str, limit: int) -> None:
     reranker = Reranker(tiny(family))
     assert reranker.max_length == 256
-    assert np.isfinite(reranker.score("q", ["word " * 2000])).all()
+    assert np.isfinite(reranker.logits("q", ["word " * 2000])).all()
 
 
 def test_a_decoder_without_a_pad_token_scores_in_batches(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -130,8 +130,8 @@ def test_a_decoder_without_a_pad_token_scores_in_batches(tmp_path) -> None:  # t
     path.write_text(json.dumps(settings))
     reranker = Reranker(tmp_path / "model")
     batch = ["short", "a rather longer text about pandas and bamboo"]
-    alone = [float(reranker.score("q", [text])[0]) for text in batch]
-    assert reranker.score("q", batch).tolist() == pytest.approx(alone, abs=1e-4)
+    alone = [float(reranker.logits("q", [text])[0]) for text in batch]
+    assert reranker.logits("q", batch).tolist() == pytest.approx(alone, abs=1e-4)
 
 
 def test_the_end_of_a_decoders_prompt_survives_truncation() -> None:

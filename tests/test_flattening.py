@@ -131,12 +131,12 @@ def test_flattened_batches_have_no_padding_and_change_no_score(family: str, monk
 
     padded = Reranker(headed(family), backend="torch").prepare()
     seen = shapes(monkeypatch, padded)
-    assert np.abs(padded.score(QUERY, TEXTS) - expected).max() < 1e-4
+    assert np.abs(padded.logits(QUERY, TEXTS) - expected).max() < 1e-4
     assert sum(rows * width for rows, width in seen) > sum(lengths)
 
     flattened = on_a_gpu(monkeypatch, headed(family), "bf16")
     seen = shapes(monkeypatch, flattened)
-    assert np.abs(flattened.score(QUERY, TEXTS) - expected).max() < 1e-4
+    assert np.abs(flattened.logits(QUERY, TEXTS) - expected).max() < 1e-4
     assert {rows for rows, _ in seen} == {1}
     assert sum(width for _, width in seen) == sum(lengths)
 
@@ -144,7 +144,7 @@ def test_flattened_batches_have_no_padding_and_change_no_score(family: str, monk
 @pytest.mark.usefixtures("flash_attention")
 def test_a_flattened_batch_that_the_memory_cannot_hold_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = on_a_gpu(monkeypatch, headed("bert"), "fp16")
-    before = reranker.score(QUERY, TEXTS)
+    before = reranker.logits(QUERY, TEXTS)
     sizes: list[int] = []
 
     def of_two(*arguments: Any, **keywords: Any) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_a_flattened_batch_that_the_memory_cannot_hold_is_halved(monkeypatch: py
         return varlen_attention(*arguments, **keywords)
 
     monkeypatch.setattr(flash, "_flash_varlen_fn", of_two)
-    assert np.abs(reranker.score(QUERY, TEXTS) - before).max() < 1e-5
+    assert np.abs(reranker.logits(QUERY, TEXTS) - before).max() < 1e-5
     assert max(sizes) > 2 >= sizes[-1]
 
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_flattened_stays_padded(monkeypatch: pytest.MonkeyPatch, 
         reranker = on_a_gpu(monkeypatch, model, precision)
         assert isinstance(reranker._backend, TorchBackend)
         assert not reranker._backend._flattens, model
-        assert np.isfinite(reranker.score(QUERY, TEXTS)).all()
+        assert np.isfinite(reranker.logits(QUERY, TEXTS)).all()
 
 
 def test_nothing_is_asked_for_without_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from rerank_plugins.errors import RerankError
 model, query, texts, keywords = json.loads(sys.argv[1])
 try:
     reranker = Reranker(model, **keywords).prepare()
-    print(json.dumps([reranker.backend_name, reranker.score(query, texts).tolist()]))
+    print(json.dumps([reranker.backend_name, reranker.logits(query, texts).tolist()]))
 except RerankError as error:
     print(json.dumps([type(error).__name__, str(error)]))
 """
@@ -68,7 +68,7 @@ def test_a_graph_is_downloaded_without_what_is_not_needed_and_then_works_offline
     home = tmp_path / "home"
     (backend, scores), stderr = ask(home, hub.url, "test/graph")
     assert backend == "openvino"
-    assert scores == pytest.approx(Reranker(tiny("bert")).score(QUERY, TEXTS).tolist(), abs=1e-4)
+    assert scores == pytest.approx(Reranker(tiny("bert")).logits(QUERY, TEXTS).tolist(), abs=1e-4)
     assert hub.downloaded() == {"config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx"}
     assert "it/s" not in stderr
     before = len(hub.requests)
@@ -81,14 +81,14 @@ def test_a_graph_is_downloaded_without_what_is_not_needed_and_then_works_offline
 def test_a_checkpoint_is_downloaded_as_safetensors_alone(hub: Hub, tmp_path: Path) -> None:
     (backend, scores), _ = ask(tmp_path / "home", hub.url, "test/plain")
     assert backend == "torch"
-    assert scores == pytest.approx(Reranker(tiny("roberta")).score(QUERY, TEXTS).tolist(), abs=1e-4)
+    assert scores == pytest.approx(Reranker(tiny("roberta")).logits(QUERY, TEXTS).tolist(), abs=1e-4)
     assert "model.safetensors" in hub.downloaded()
     assert not {"pytorch_model.bin", "tf_model.h5"} & hub.downloaded()
 
 
 def test_revision_chooses_the_commit(hub: Hub, tmp_path: Path) -> None:
     (_, scores), _ = ask(tmp_path / "home", hub.url, "test/plain", revision="v2")
-    assert scores == pytest.approx(Reranker(tiny("electra")).score(QUERY, TEXTS).tolist(), abs=1e-4)
+    assert scores == pytest.approx(Reranker(tiny("electra")).logits(QUERY, TEXTS).tolist(), abs=1e-4)
     answer, _ = ask(tmp_path / "home", hub.url, "test/plain", revision="v9")
     assert answer[0] == "ModelLoadError"
     assert "no revision 'v9'" in str(answer[1])

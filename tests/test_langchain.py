@@ -218,15 +218,17 @@ def test_every_keyword_of_reranker_is_taken() -> None:
         "backend": "torch",
         "device": "cpu",
         "precision": "fp32",
+        "threads": 2,
         "max_length": 77,
         "scale": "logit",
         "label": "entailment",
         "revision": "v1",
         "trust_remote_code": True,
         "instruction": "Find it.",
+        "truncate_query": True,
         "passage_length": 50,
         "passage_overlap": 5,
-        "calibration": {"scale": 2.0, "shift": -1.0},
+        "calibration": {"slope": 2.0, "intercept": -1.0},
         "cache": "scores.sqlite",
     }
     assert set(given) == set(Reranker().config)

@@ -40,7 +40,7 @@ def test_another_width_takes_no_more_memory_on_onnx_runtime() -> None:
     first = (
         "from rerank_plugins import Reranker\n"
         "reranker = Reranker(backend='onnx')\n"
-        "score = lambda words: reranker.score('query', ['word ' * words] * 2)\n"
+        "score = lambda words: reranker.logits('query', ['word ' * words] * 2)\n"
         "score(500)\n"
     )
     assert growth(first, "score(480), score(460)") < 20e6

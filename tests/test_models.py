@@ -107,4 +107,4 @@ def test_the_bundled_model_goes_by_its_name_too() -> None:
     named = Reranker(BUNDLED_NAME)
     assert named.model_name == Reranker().model_name == BUNDLED_NAME
     assert named.config == Reranker().config
-    assert named.score("q", ["a text"]).tolist() == Reranker().score("q", ["a text"]).tolist()
+    assert named.logits("q", ["a text"]).tolist() == Reranker().logits("q", ["a text"]).tolist()

@@ -64,13 +64,13 @@ def test_equal_logits_keep_the_first_stage_order() -> None:
 
 def test_each_distinct_pair_is_scored_once() -> None:
     backend = FakeBackend()
-    logits = Reranker(backend).score("a", ["a", "b", "a", "a", "b"])
+    logits = Reranker(backend).logits("a", ["a", "b", "a", "a", "b"])
     assert backend.calls == [[("a", "a"), ("a", "b")]]
     assert logits[0] == logits[2] == logits[3]
 
 
 def test_score_keeps_the_input_order() -> None:
-    logits = Reranker(by_table({"a": -1.0, "b": 3.0})).score("q", ["a", "b", "a"])
+    logits = Reranker(by_table({"a": -1.0, "b": 3.0})).logits("q", ["a", "b", "a"])
     assert logits.dtype == np.float32
     assert logits.tolist() == [-1.0, 3.0, -1.0]
 
@@ -81,7 +81,7 @@ def test_blank_texts_rank_last_with_score_zero_and_are_not_sent() -> None:
     assert [item.index for item in ranking] == [1, 0, 2, 3]
     assert [item.score for item in ranking[1:]] == [0.0, 0.0, 0.0]
     assert backend.calls == [[("q", "x")]]
-    assert Reranker(backend).score("q", ["", "x"])[0] == np.finfo(np.float32).min
+    assert Reranker(backend).logits("q", ["", "x"])[0] == np.finfo(np.float32).min
 
 
 def test_a_blank_text_is_last_and_good_json_in_logits_too() -> None:
@@ -96,7 +96,7 @@ def test_empty_in_empty_out_without_loading() -> None:
     reranker = Reranker("no-such/model")
     assert len(reranker.rank("q", [])) == 0
     assert reranker.rank("q", iter([])).items == ()
-    assert reranker.score("q", []).shape == (0,)
+    assert reranker.logits("q", []).shape == (0,)
     assert len(reranker.rank("q", ["", " "])) == 2
 
 
@@ -186,8 +186,8 @@ def test_an_unknown_label_lists_the_labels(label: str | int) -> None:
 
 def test_two_classes_mean_the_second() -> None:
     backend = FakeBackend(lambda query, text: [1.0, float(len(text))])
-    assert Reranker(backend).score("q", ["abc", "a"]).tolist() == [2.0, 0.0]
-    assert Reranker(backend, label=0).score("q", ["abc", "a"]).tolist() == [-2.0, 0.0]
+    assert Reranker(backend).logits("q", ["abc", "a"]).tolist() == [2.0, 0.0]
+    assert Reranker(backend, label=0).logits("q", ["abc", "a"]).tolist() == [-2.0, 0.0]
 
 
 # -- bad engines ------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_truncation_cuts_the_text_and_says_so() -> None:
     long = "panda " * 2000
     ranking = reranker.rank("panda", [long, "panda"])
     assert {item.index: item.truncated for item in ranking} == {0: True, 1: False}
-    assert reranker.score("panda", [long])[0] == reranker.score("panda", [long + "paris " * 50])[0]
+    assert reranker.logits("panda", [long])[0] == reranker.logits("panda", [long + "paris " * 50])[0]
 
 
 def test_max_length_is_kept_and_checked() -> None:
@@ -268,7 +268,7 @@ def test_max_length_is_kept_and_checked() -> None:
 def test_max_length_shares_the_weights() -> None:
     long, short = Reranker(tiny("bert")), Reranker(tiny("bert"), max_length=16)
     text = "the giant panda lives in the mountains of central china and eats bamboo all day long"
-    assert long.score("panda", [text])[0] != short.score("panda", [text])[0]
+    assert long.logits("panda", [text])[0] != short.logits("panda", [text])[0]
     assert short.rank("panda", [text])[0].truncated
     assert long._loaded().model is short._loaded().model  # type: ignore[attr-defined]
 
@@ -292,13 +292,13 @@ def test_windows_take_the_best_passage_of_a_long_text() -> None:
 
     parts = split_windows(document, offsets, 60, 20)
     assert len(parts) > 10
-    assert ranked.logit == pytest.approx(float(whole.score("what do pandas eat", parts).max()), abs=1e-5)
+    assert ranked.logit == pytest.approx(float(whole.logits("what do pandas eat", parts).max()), abs=1e-5)
 
 
 def test_windows_of_a_short_text_change_nothing() -> None:
     short = TEXTS[:6]
-    plain = Reranker(tiny("bert")).score(QUERY, short)
-    assert np.allclose(Reranker(tiny("bert"), passage_length=200).score(QUERY, short), plain, atol=1e-5)
+    plain = Reranker(tiny("bert")).logits(QUERY, short)
+    assert np.allclose(Reranker(tiny("bert"), passage_length=200).logits(QUERY, short), plain, atol=1e-5)
 
 
 def test_a_token_budget_keeps_the_best_that_fit() -> None:
@@ -350,12 +350,12 @@ def test_the_copy_is_freed_with_its_last_user() -> None:
     first, second = Reranker(tiny("distilroberta")).prepare(), Reranker(tiny("distilroberta")).prepare()
     alive = weakref.ref(first._shared)
     first.close()
-    assert second.score("q", ["a"]).shape == (1,)
+    assert second.logits("q", ["a"]).shape == (1,)
     assert alive() is not None
     second.close()
     gc.collect()
     assert alive() is None
-    assert first.score("q", ["a"]).shape == (1,)
+    assert first.logits("q", ["a"]).shape == (1,)
 
 
 def test_context_manager_loads_and_frees() -> None:
@@ -380,5 +380,11 @@ def test_config_makes_the_same_reranker_again() -> None:
 
 
 def test_repr_shows_what_differs_from_the_default() -> None:
-    assert repr(Reranker()) == "Reranker()"
+    assert repr(Reranker()) == "Reranker(model='rerank-plugins/minilm-l6')"
     assert repr(Reranker("a/b", scale="logit")) == "Reranker(model='a/b', scale='logit')"
+
+
+def test_repr_tells_what_was_chosen() -> None:
+    reranker = Reranker(FakeBackend()).prepare()
+    assert repr(reranker).startswith("Reranker(model=<rerank_plugins.testing.FakeBackend") or "fake" in repr(reranker)
+    assert repr(reranker).endswith("backend='fake', precision='fp32')")

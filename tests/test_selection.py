@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugins.errors import ConfigurationError
-from rerank_plugins.selection import BLANK_LOGIT, check_limits, class_logit, order, select, to_logit, to_scale
+from rerank_plugins.selection import (
+    BLANK_LOGIT,
+    check_limits,
+    class_logit,
+    order,
+    select,
+    to_logit,
+    to_scale,
+    within_tokens,
+)
 
 finite = st.floats(-40, 40, allow_nan=False)
 logit_lists = st.lists(finite, max_size=60)
@@ -81,7 +90,9 @@ def test_select_is_a_prefix_of_the_order(
     z = np.array(logits, dtype=np.float64)
     ranked, scores = order(z), to_scale(z, "probability")
     counts = [random.randrange(1, 60) for _ in logits]  # type: ignore[attr-defined]
-    kept = select(ranked, scores, min_score=min_score, top_n=top_n, token_counts=counts, max_tokens=max_tokens)
+    kept = select(ranked, scores, min_score=min_score, top_n=top_n)
+    if max_tokens is not None:
+        kept = within_tokens(kept, lambda some: [counts[i] for i in some], max_tokens)
     assert kept == ranked.tolist()[: len(kept)]
     if top_n is not None:
         assert len(kept) <= top_n

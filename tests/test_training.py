@@ -639,7 +639,7 @@ def test_the_bundled_model_can_be_trained_further(tmp_path: Path) -> None:
     model = from_graph(bundled_directory() / "model.onnx")
     texts = ["git revert undoes a commit", "git add stages files", "a fox jumps over a dog"]
     got = model.predict([("how do I undo a commit", text) for text in texts], activation_fn=torch.nn.Identity())
-    assert np.abs(got - Reranker(precision="fp32").score("how do I undo a commit", texts)).max() < 1e-3
+    assert np.abs(got - Reranker(precision="fp32").logits("how do I undo a commit", texts)).max() < 1e-3
     data = tmp_path / "pairs.jsonl"
     data.write_text(
         "".join(

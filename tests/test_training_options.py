@@ -269,7 +269,7 @@ def test_teachers_are_told_apart(tmp_path: Path, bi_encoder: str) -> None:
     assert is_bi_encoder(old)
 
     cross = open_teacher(tiny("bert"), None, "cpu")
-    expected = Reranker(tiny("bert"), device="cpu").score(group.query, list(group.passages))
+    expected = Reranker(tiny("bert"), device="cpu").logits(group.query, list(group.passages))
     np.testing.assert_allclose(cross.score([group])[0], expected, atol=1e-5)
     cosines = open_teacher(bi_encoder, None, "cpu")
     trunk = open_teacher("trunk", bi_encoder, "cpu")
@@ -490,7 +490,7 @@ def test_mined_triples_train_a_model(tmp_path: Path, bi_encoder: str) -> None:
 
     assert trained.result.pairs > 0
     assert trained.result.pairs % 5 == 0, "a positive and four negatives in each list"
-    assert Reranker(str(tmp_path / "model"), backend="torch").score("panda", ["the bamboo"]).shape == (1,)
+    assert Reranker(str(tmp_path / "model"), backend="torch").logits("panda", ["the bamboo"]).shape == (1,)
 
 
 def test_mine_refuses_what_cannot_work(tmp_path: Path) -> None:
@@ -520,7 +520,7 @@ def test_mine_command_takes_the_bundled_filter(tmp_path: Path, bi_encoder: str) 
     assert result.exit_code == 0, result.stderr
     triples = read_triples(out)
     assert f"{len(triples)} triples of {len({t.query for t in triples})} queries" in result.stdout
-    bundled = as_reranker(None).score("what of panda", ["the bamboo"])[0]
+    bundled = as_reranker(None).logits("what of panda", ["the bamboo"])[0]
     scores = [t.positive_score for t in triples if t.positive == "the bamboo"]
     assert scores == pytest.approx([float(bundled)] * len(scores), abs=1e-2)
     assert scores

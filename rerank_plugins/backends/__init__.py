@@ -7,54 +7,22 @@ import importlib.util
 import sys
 import threading
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugins import models
 from rerank_plugins.backends._files import ModelFiles, converted_directory, find_graph, resolve
-from rerank_plugins.backends.base import Backend, LocalBackend, PairScorer, as_backend
+from rerank_plugins.backends.base import Backend, LocalBackend, Pair, PairLogits, PairScorer, as_backend
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
+from rerank_plugins.settings import Settings
 
-__all__ = ["Backend", "LocalBackend", "ModelSpec", "PairScorer", "as_backend", "load_backend"]
+__all__ = ["Backend", "LocalBackend", "Pair", "PairLogits", "PairScorer", "as_backend", "load_backend"]
 
-BACKENDS = ("auto", "onnx", "openvino", "torch")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Which weights to load, and on which engine: what two adapters must have in common to share a copy."""
-
-    model: str | None = None
-    backend: str = "auto"
-    device: str | None = None
-    precision: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("backend", self.backend, BACKENDS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}.")
-        if self.model is None and self.revision is not None:
-            raise ConfigurationError(
-                f"revision={self.revision!r} needs a Hub id as model; the bundled model has no revisions."
-            )
-        if self.model is not None and not self.model.strip():
-            raise ConfigurationError(
-                "model must be a Hub id, a local directory, or None for the bundled model; got blank."
-            )
-
-
-_loaded: weakref.WeakValueDictionary[ModelSpec, Backend] = weakref.WeakValueDictionary()
-_loading: dict[ModelSpec, threading.Lock] = {}
+_loaded: weakref.WeakValueDictionary[Settings, Backend] = weakref.WeakValueDictionary()
+_loading: dict[Settings, threading.Lock] = {}
 _registry_lock = threading.Lock()
 
 
-def load_backend(spec: ModelSpec) -> Backend:
+def load_backend(settings: Settings) -> Backend:
     """Load a model, or return the copy that another reranker has loaded.
 
     ``backend="auto"`` decides in this order:
@@ -70,6 +38,7 @@ def load_backend(spec: ModelSpec) -> Backend:
         MissingDependencyError: The backend was asked for by name and is not installed.
         ModelLoadError: The model is missing, incomplete or unreadable.
     """
+    spec = settings.for_loading()
     with _registry_lock:
         lock = _loading.setdefault(spec, threading.Lock())
     with lock:
@@ -80,7 +49,7 @@ def load_backend(spec: ModelSpec) -> Backend:
         return backend
 
 
-def _load(spec: ModelSpec) -> Backend:
+def _load(spec: Settings) -> Backend:
     if spec.model is None:
         return _load_bundled(spec)
     if spec.backend == "torch" or (spec.backend == "auto" and _torch_on_gpu(spec.device)):
@@ -110,7 +79,7 @@ def _load(spec: ModelSpec) -> Backend:
     return _load_torch(spec)
 
 
-def _load_bundled(spec: ModelSpec) -> Backend:
+def _load_bundled(spec: Settings) -> Backend:
     if spec.backend == "torch":
         raise ConfigurationError(
             "The bundled model is an ONNX graph: backend='torch' cannot load it. Use backend='auto', 'onnx' or "
@@ -123,7 +92,7 @@ def _load_bundled(spec: ModelSpec) -> Backend:
     return _load_graph(spec, files, graph)
 
 
-def _load_graph(spec: ModelSpec, files: ModelFiles, graph: Path) -> Backend:
+def _load_graph(spec: Settings, files: ModelFiles, graph: Path) -> Backend:
     from rerank_plugins.backends._onnx import OnnxBackend, OpenVinoBackend
 
     if spec.device not in (None, "cpu", "CPU"):
@@ -140,7 +109,7 @@ def _load_graph(spec: ModelSpec, files: ModelFiles, graph: Path) -> Backend:
             # Rounded here, from the exact weights. A graph that was rounded elsewhere runs as it is.
             plain = find_graph(files.path, "fp32")
             graph, precision = (plain, "int8") if plain is not None else (graph, "fp32")
-        return OpenVinoBackend(files, graph, precision=precision)
+        return OpenVinoBackend(files, graph, precision=precision, threads=spec.threads)
     stored = files.config.get("rerank_plugins", {}).get("weights") or ("int8" if "int8" in graph.name else None)
     if spec.precision == "int8" and stored != "int8" and "quantized" not in graph.name:
         raise ModelLoadError(
@@ -152,17 +121,23 @@ def _load_graph(spec: ModelSpec, files: ModelFiles, graph: Path) -> Backend:
             f"precision={spec.precision!r} is not available on ONNX Runtime for this graph: "
             "use backend='openvino' or 'torch' for it, or precision='auto'."
         )
-    return OnnxBackend(files, graph)
+    return OnnxBackend(files, graph, threads=spec.threads)
 
 
-def _load_torch(spec: ModelSpec) -> Backend:
+def _load_torch(spec: Settings) -> Backend:
     from rerank_plugins.backends._torch import TorchBackend
 
     assert spec.model is not None
     files = resolve(
         spec.model, revision=spec.revision, torch=True, precision=spec.precision, code=spec.trust_remote_code
     )
-    return TorchBackend(files, device=spec.device, precision=spec.precision, trust_remote_code=spec.trust_remote_code)
+    return TorchBackend(
+        files,
+        device=spec.device,
+        precision=spec.precision,
+        trust_remote_code=spec.trust_remote_code,
+        threads=spec.threads,
+    )
 
 
 def _find_converted(files: ModelFiles) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from rerank_plugins._texts import scorable
 from rerank_plugins.errors import ConfigurationError, InputError
 
-__all__ = ["EncodedPair", "PairEncoder", "scorable"]
+__all__ = ["EncodedPair", "PairEncoder"]
 
 _AT_ONCE = 256
 """Texts that the tokenizer takes at once: what it gives for a text takes ten times the memory of the token ids."""
@@ -27,15 +28,6 @@ class EncodedPair:
     ids: NDArray[np.int32]
     type_ids: NDArray[np.int32]
     truncated: bool
-
-
-def scorable(text: str) -> str:
-    """A text that every tokenizer takes: lone surrogates, as broken PDFs have them, become U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 class PairEncoder:
@@ -79,9 +71,9 @@ class PairEncoder:
         self.render = render
         self.suffix_ids = np.asarray(suffix_ids, dtype=np.int32)
         self.default_instruction = instruction
-        self._configure(max_length, None)
+        self._configure(max_length, None, False)
 
-    def _configure(self, max_length: int | None, instruction: str | None) -> None:
+    def _configure(self, max_length: int | None, instruction: str | None, truncate_query: bool) -> None:
         special = self.tokenizer.num_special_tokens_to_add(True) if self.render is None else len(self.suffix_ids)
         if max_length is not None and not special + 2 <= max_length <= self.limit:
             raise ConfigurationError(
@@ -90,11 +82,18 @@ class PairEncoder:
             )
         self.max_length = self.limit if max_length is None else max_length
         self.instruction = self.default_instruction if instruction is None else instruction
+        self.query_limit = (self.max_length - special) // 2 if truncate_query else None
 
-    def configured(self, *, max_length: int | None, instruction: str | None) -> PairEncoder:
-        """This encoder with other settings and the same tokenizer."""
+    def configured(
+        self, *, max_length: int | None, instruction: str | None, truncate_query: bool = False
+    ) -> PairEncoder:
+        """This encoder with other settings and the same tokenizer.
+
+        With `truncate_query`, a query of more than half of the maximum length is cut to half of it: the same beside
+        every text, so that their scores can be compared.
+        """
         other = copy.copy(self)
-        other._configure(max_length, instruction)
+        other._configure(max_length, instruction, truncate_query)
         return other
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
@@ -103,6 +102,20 @@ class PairEncoder:
         Raises:
             InputError: A query is so long that no token of the text fits beside it.
         """
+        if self.query_limit is not None:
+            cut = {query: self._cut_query(query, self.query_limit) for query in {query for query, _ in pairs}}
+            encoded = self._encode([(cut[query], text) for query, text in pairs])
+            return [
+                replace(pair, truncated=pair.truncated or cut[query] != query)
+                for pair, (query, _) in zip(encoded, pairs, strict=True)
+            ]
+        return self._encode(pairs)
+
+    def _cut_query(self, query: str, limit: int) -> str:
+        (offsets,) = self.offsets([query])
+        return query if len(offsets) <= limit else scorable(query)[: offsets[limit - 1][1]]
+
+    def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         if self.render is not None:
             return self._encode_rendered(pairs)
         prefix = self.instruction or ""
@@ -158,6 +171,6 @@ def _in_parts(encode: Callable[[list[Any]], list[Encoding]], texts: list[Any]) -
 def _query_too_long(query: str, fixed: int, max_length: int) -> InputError:
     return InputError(
         f"The query leaves no room for a text: it takes {fixed} tokens with the special ones, and the maximum length "
-        f"is {max_length}. Shorten the query, raise max_length, or use a model that takes more. "
-        f"The query begins: {query[:80]!r}"
+        f"is {max_length}. Shorten the query, let it be cut by truncate_query=True, raise max_length, or use a model "
+        f"that takes more. The query begins: {query[:80]!r}"
     )

@@ -61,12 +61,19 @@ class TorchBackend(LocalBackend):
         device: torch device; None takes a GPU where there is one.
         precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``: fp32 on a CPU, the checkpoint's own on a GPU.
         trust_remote_code: Run Python code of the repository.
+        threads: Threads of one call on a CPU; None leaves it to torch.
     """
 
     name = "torch"
 
     def __init__(
-        self, files: ModelFiles, *, device: str | None = None, precision: str = "auto", trust_remote_code: bool = False
+        self,
+        files: ModelFiles,
+        *,
+        device: str | None = None,
+        precision: str = "auto",
+        trust_remote_code: bool = False,
+        threads: int | None = None,
     ) -> None:
         import_extra("sentence_transformers", "torch")
         import torch
@@ -74,6 +81,7 @@ class TorchBackend(LocalBackend):
         from rerank_plugins.backends._late_interaction import load_cross_encoder
 
         self._torch = torch
+        self._threads = threads
         target = device or default_device()
         on_cpu = torch.device(target).type == "cpu"
         if precision == "auto":
@@ -251,6 +259,19 @@ class TorchBackend(LocalBackend):
             features["token_type_ids"] = self._torch.from_numpy(batch.token_type_ids[real])[None]
         return features
 
+    @contextlib.contextmanager
+    def _limited_threads(self) -> Iterator[None]:
+        """The caller's own number of threads is torch's again afterwards."""
+        if self._threads is None:
+            yield
+            return
+        before = self._torch.get_num_threads()
+        self._torch.set_num_threads(self._threads)
+        try:
+            yield
+        finally:
+            self._torch.set_num_threads(before)
+
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Raw logits of one batch, shape (n_pairs, n_labels). A batch that the GPU cannot hold is run in halves."""
         from sentence_transformers.util import batch_to_device
@@ -259,7 +280,7 @@ class TorchBackend(LocalBackend):
         device = self.model.device
         features = batch_to_device(self._flattened(batch) if self._flattens else self._padded(batch), device)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._limited_threads():
                 scores = self.model(features)["scores"].float().cpu().numpy()
         except torch.cuda.OutOfMemoryError as error:
             if len(batch.input_ids) == 1:

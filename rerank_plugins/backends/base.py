@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rerank_plugins.backends._merge import SharedBatches
 from rerank_plugins.backends._tokenize import EncodedPair, PairEncoder
 from rerank_plugins.batching import BatchCost
-from rerank_plugins.errors import InputError
+from rerank_plugins.errors import InputError, ScoringError
 
-__all__ = ["Backend", "Batch", "LocalBackend", "Pair", "PairScorer"]
+__all__ = ["Backend", "Batch", "LocalBackend", "Pair", "PairLogits", "PairScorer", "as_backend"]
 
 Pair = tuple[str, str]
 """A query and a text."""
@@ -24,11 +24,31 @@ Pair = tuple[str, str]
 
 @runtime_checkable
 class PairScorer(Protocol):
-    """The least that `Reranker(model=...)` takes as a ready backend: any object with this method."""
+    """The least that `Reranker(model=...)` takes as a ready backend: any object with this method.
+
+    It may have the attributes of `Backend` too: ``emits``, ``labels``, ``fingerprint`` and so on.
+    """
 
     def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Score (query, text) pairs; see `Backend.score_pairs`."""
+        """Score (query, text) pairs.
+
+        Args:
+            pairs: (query, text) pairs; may be empty.
+
+        Returns:
+            float32, shape (n_pairs,) or (n_pairs, n_labels), input order: raw logits, or probabilities where the
+            object has ``emits = "probability"``.
+        """
         ...
+
+
+class PairLogits(NamedTuple):
+    """What an engine says of (query, text) pairs, input order."""
+
+    logits: NDArray[np.float32]
+    """Shape (n_pairs, n_labels): raw logits, or probabilities where `Backend.emits` says so."""
+    truncated: NDArray[np.bool_]
+    """Shape (n_pairs,): which texts or queries were cut. All False where the engine cannot tell."""
 
 
 class Backend(ABC):
@@ -52,24 +72,19 @@ class Backend(ABC):
     fingerprint: str | None = None
 
     @abstractmethod
-    def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+    def logits(self, pairs: Sequence[Pair]) -> PairLogits:
         """Score pairs.
 
         Args:
             pairs: (query, text) pairs; may be empty.
 
         Returns:
-            float32, shape (n_pairs,) or (n_pairs, n_labels), input order: raw logits, or probabilities where
-            `emits` says so.
+            Logits and cuts of the pairs.
 
         Raises:
             InputError: A query leaves no room for the text.
             ScoringError: The engine failed.
         """
-
-    def score_with_truncation(self, pairs: Sequence[Pair]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """As `score_pairs`, and which texts were cut: shape (n_pairs,). All False where the backend cannot tell."""
-        return self.score_pairs(pairs), np.zeros(len(pairs), dtype=np.bool_)
 
     def token_offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Start and end character of each token of each text, without special tokens.
@@ -82,7 +97,7 @@ class Backend(ABC):
             "Leave passage_length and max_tokens at None."
         )
 
-    def configured(self, *, max_length: int | None, instruction: str | None) -> Backend:
+    def configured(self, *, max_length: int | None, instruction: str | None, truncate_query: bool = False) -> Backend:
         """This backend with other settings and the same loaded weights."""
         return self
 
@@ -136,30 +151,30 @@ class LocalBackend(Backend):
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Raw logits of one batch, shape (n_pairs, n_labels)."""
 
-    def configured(self, *, max_length: int | None, instruction: str | None) -> LocalBackend:
+    def configured(
+        self, *, max_length: int | None, instruction: str | None, truncate_query: bool = False
+    ) -> LocalBackend:
         """This backend with another maximum length or instruction, sharing tokenizer and weights.
 
         Raises:
             ConfigurationError: `max_length` is more than the model takes, or leaves no room for a pair.
         """
         other = copy.copy(self)
-        other.encoder = self.encoder.configured(max_length=max_length, instruction=instruction)
+        other.encoder = self.encoder.configured(
+            max_length=max_length, instruction=instruction, truncate_query=truncate_query
+        )
         return other
 
-    def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Score pairs; see `Backend.score_pairs`."""
-        return self.score_with_truncation(pairs)[0]
-
-    def score_with_truncation(self, pairs: Sequence[Pair]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """As `score_pairs`, and which texts were cut: shape (n_pairs,)."""
+    def logits(self, pairs: Sequence[Pair]) -> PairLogits:
+        """Score pairs; see `Backend.logits`."""
         encoded = self.encoder.encode(pairs)
         truncated = np.fromiter((pair.truncated for pair in encoded), dtype=np.bool_, count=len(encoded))
         if not encoded:
-            return np.empty(0, dtype=np.float32), truncated
+            return PairLogits(np.empty((0, max(1, len(self.labels))), dtype=np.float32), truncated)
         step = self.width_step
         cost = BatchCost(self.token_budget, self.batch_cost, step)
         logits = self._batches.score(encoded, lambda batch: self.forward(self.collate(batch, step)), cost)
-        return (logits[:, 0] if logits.shape[1] == 1 else logits), truncated
+        return PairLogits(logits, truncated)
 
     def collate(self, pairs: Sequence[EncodedPair], step: int = 1) -> Batch:
         """Pad pairs to the longest one of them, and on to a multiple of `step` tokens if the model takes so many."""
@@ -188,6 +203,8 @@ def as_backend(scorer: Any) -> Backend:
 
 
 class _Wrapped(Backend):
+    """Somebody's object: what it returns is brought to the shape of the seam here, and nowhere else."""
+
     def __init__(self, scorer: PairScorer) -> None:
         self.scorer = scorer
         self.name = str(getattr(scorer, "name", type(scorer).__name__))
@@ -197,5 +214,18 @@ class _Wrapped(Backend):
         self.max_length = getattr(scorer, "max_length", None)
         self.fingerprint = getattr(scorer, "fingerprint", None)
 
-    def score_pairs(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        return np.asarray(self.scorer.score_pairs(pairs), dtype=np.float32)
+    def logits(self, pairs: Sequence[Pair]) -> PairLogits:
+        try:
+            scores = np.asarray(self.scorer.score_pairs(pairs), dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ScoringError(
+                f"score_pairs of the {self.name!r} backend must return numbers, shape ({len(pairs)},) or "
+                f"({len(pairs)}, n_labels): {error}"
+            ) from error
+        if scores.ndim not in (1, 2) or len(scores) != len(pairs):
+            raise ScoringError(
+                f"score_pairs of the {self.name!r} backend must return shape ({len(pairs)},) or "
+                f"({len(pairs)}, n_labels); it returned {scores.shape}."
+            )
+        matrix = scores if scores.ndim == 2 else scores[:, None]
+        return PairLogits(matrix, np.zeros(len(pairs), dtype=np.bool_))

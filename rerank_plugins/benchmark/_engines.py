@@ -224,7 +224,7 @@ def _graph_product(shape: tuple[int, ...], library: str, precision: str) -> Call
     return lambda: session.run(None, feeds)
 
 
-def _reranker(model: str, backend: str, precision: str) -> Any:
+def _reranker(model: str, backend: Any, precision: Any) -> Any:
     from rerank_plugins.reranker import Reranker
 
     return Reranker(model, backend=backend, precision=precision, device="cpu").prepare()

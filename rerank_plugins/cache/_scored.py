@@ -10,6 +10,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,26 @@ from numpy.typing import NDArray
 from rerank_plugins.cache._stores import FileCache, MemoryCache, ScoreStore
 from rerank_plugins.errors import ConfigurationError
 
-__all__ = ["ScoreCache", "Scored", "settings_digest"]
+__all__ = ["Pair", "ScoreCache", "WindowLogits", "settings_digest"]
 
 _SCORING_VERSION = 1
 """Raised by a release that scores the same files and settings otherwise than the one before."""
 
-Scored = tuple[NDArray[np.float32], NDArray[np.bool_], Sequence[int]]
-"""Raw logits of windows, shape (n_windows,) or (n_windows, n_labels); which were cut; the text of each, ascending."""
+Pair = tuple[str, str]
+"""A query and a text."""
+
+
+class WindowLogits(NamedTuple):
+    """What an engine says of the windows of several pairs."""
+
+    logits: NDArray[np.float32]
+    """Shape (n_windows, n_labels)."""
+    truncated: NDArray[np.bool_]
+    """Shape (n_windows,): whether the window was cut."""
+    owners: NDArray[np.intp]
+    """Shape (n_windows,): the pair of each window, ascending."""
+
+
 _Row = tuple[int, bytes, bytes]
 """Of one text: n_labels, the little-endian float32 logits of its windows, one byte a window that says if it was cut."""
 
@@ -76,42 +90,43 @@ class ScoreCache:
             self.store.close()
 
     def scored(
-        self, settings: bytes, query: str, texts: Sequence[str], compute: Callable[[list[str]], Scored]
-    ) -> Scored:
-        """The scores of distinct texts: kept ones, those that another thread computes now, and `compute` for the rest.
+        self, settings: bytes, pairs: Sequence[Pair], compute: Callable[[list[Pair]], WindowLogits]
+    ) -> WindowLogits:
+        """The logits of distinct pairs: kept ones, those that another thread computes now, and `compute` for the rest.
 
         Args:
-            settings: Digest of all that decides a logit beside the texts; see `settings_digest`.
-            query: The query.
-            texts: Distinct texts.
-            compute: Called at most once at a time with the texts that nobody has scored; its error is the caller's.
+            settings: Digest of all that decides a logit beside the pair; see `settings_digest`.
+            pairs: Distinct (query, text) pairs.
+            compute: Called at most once at a time with the pairs that nobody has scored; its error is the caller's.
         """
-        keys = _keys(settings, query, texts)
+        keys = _keys(settings, pairs)
         before = _landed
         rows = self._read(keys)
-        while missing := {key: text for key, text in zip(keys, texts, strict=True) if key not in rows}:
+        while missing := {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in rows}:
             rows.update(self._fly(missing, before, compute))
         return _joined([rows[key] for key in keys])
 
-    def _fly(self, missing: dict[str, str], before: int, compute: Callable[[list[str]], Scored]) -> dict[str, _Row]:
+    def _fly(
+        self, missing: dict[str, Pair], before: int, compute: Callable[[list[Pair]], WindowLogits]
+    ) -> dict[str, _Row]:
         """Compute what no other caller does, then wait for the others; leaves out what they failed at."""
         global _landed
         mine = _Flight(self.store)
-        own: dict[str, str] = {}
+        own: dict[str, Pair] = {}
         theirs: dict[str, _Flight] = {}
         try:
             with _lock:
-                for key, text in missing.items():
+                for key, pair in missing.items():
                     flight = _flights.setdefault(key, mine)
                     if flight is mine:
-                        own[key] = text
+                        own[key] = pair
                     else:
                         theirs[key] = flight
                 landed_since = _landed != before
             # A flight may have landed between the look into the store and the claim.
             known = self._read(list(own)) if own and landed_since else {}
-            todo = {key: text for key, text in own.items() if key not in known}
-            fresh = dict(zip(todo, _rows(*compute(list(todo.values())), len(todo)), strict=True)) if todo else {}
+            todo = {key: pair for key, pair in own.items() if key not in known}
+            fresh = dict(zip(todo, _rows(compute(list(todo.values())), len(todo)), strict=True)) if todo else {}
             mine.rows = {**known, **fresh}
             mine.done.set()
             self._write(fresh)
@@ -168,18 +183,20 @@ class ScoreCache:
             )
 
 
-def settings_digest(*parts: str | int | None) -> bytes:
+def settings_digest(*parts: str | int | bool | None) -> bytes:
     """Digest of all that decides a logit beside query and text."""
     return hashlib.sha256(json.dumps([_SCORING_VERSION, *parts]).encode()).digest()
 
 
-def _keys(settings: bytes, query: str, texts: Sequence[str]) -> list[str]:
+def _keys(settings: bytes, pairs: Sequence[Pair]) -> list[str]:
     # Lone surrogates are told apart, though models read them all as U+FFFD.
-    asked = query.encode("utf-8", "surrogatepass")
-    beginning = hashlib.sha256(settings + len(asked).to_bytes(8, "little") + asked)
+    beginnings: dict[str, Any] = {}
     keys = []
-    for text in texts:
-        digest = beginning.copy()
+    for query, text in pairs:
+        if query not in beginnings:
+            asked = query.encode("utf-8", "surrogatepass")
+            beginnings[query] = hashlib.sha256(settings + len(asked).to_bytes(8, "little") + asked)
+        digest = beginnings[query].copy()
         digest.update(text.encode("utf-8", "surrogatepass"))
         keys.append(digest.hexdigest())
     return keys
@@ -206,11 +223,11 @@ def _decode(key: str, value: object) -> _Row | None:
     return n_labels, value[_HEADER.size : end], value[end:]
 
 
-def _rows(raw: NDArray[np.float32], cut: NDArray[np.bool_], owners: Sequence[int], n: int) -> list[_Row]:
-    """One row a text out of the scores of all windows."""
-    matrix = np.ascontiguousarray(raw if raw.ndim == 2 else raw[:, None], dtype="<f4")
-    flags = np.asarray(cut, dtype=np.uint8)
-    bounds = np.searchsorted(np.asarray(owners, dtype=np.intp), np.arange(n + 1)).tolist()
+def _rows(windows: WindowLogits, n: int) -> list[_Row]:
+    """One row a pair out of the logits of all windows."""
+    matrix = np.ascontiguousarray(windows.logits, dtype="<f4")
+    flags = np.asarray(windows.truncated, dtype=np.uint8)
+    bounds = np.searchsorted(windows.owners, np.arange(n + 1)).tolist()
     width = matrix.shape[1]
     return [
         (width, matrix[bounds[i] : bounds[i + 1]].tobytes(), flags[bounds[i] : bounds[i + 1]].tobytes())
@@ -218,11 +235,11 @@ def _rows(raw: NDArray[np.float32], cut: NDArray[np.bool_], owners: Sequence[int
     ]
 
 
-def _joined(rows: Sequence[_Row]) -> Scored:
+def _joined(rows: Sequence[_Row]) -> WindowLogits:
     floats = _floats(rows)
-    owners = [i for i, (_, _, cuts) in enumerate(rows) for _ in range(len(cuts))]
+    owners = np.repeat(np.arange(len(rows)), [len(cuts) for _, _, cuts in rows])
     cut = np.frombuffer(b"".join(cuts for _, _, cuts in rows), dtype=np.uint8).astype(np.bool_)
-    return floats.reshape(len(owners), max(n_labels for n_labels, _, _ in rows)), cut, owners
+    return WindowLogits(floats.reshape(len(owners), max(n_labels for n_labels, _, _ in rows)), cut, owners)
 
 
 def _floats(rows: Iterable[_Row]) -> NDArray[np.float32]:

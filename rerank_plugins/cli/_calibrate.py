@@ -56,7 +56,7 @@ def calibrate(
     logits, labels, folds = [], [], []
     with bar("Scoring") as tell:
         for number, (query, pairs) in enumerate(texts.items()):
-            logits.append(reranker.score(query, [passage for passage, _ in pairs]))
+            logits.append(reranker.logits(query, [passage for passage, _ in pairs]))
             labels.append([judged for _, judged in pairs])
             folds.append([number % FOLDS] * len(pairs))
             tell(query[:40], (number + 1) / len(texts))
@@ -68,7 +68,7 @@ def calibrate(
     fitted = fit_calibration(x, y)
     fitted.save(out)
     truth = (y >= 0.5).astype(np.float64)
-    typer.echo(f"{len(x)} pairs of {len(texts)} queries; scale {fitted.scale:.4f}, shift {fitted.shift:.4f}")
+    typer.echo(f"{len(x)} pairs of {len(texts)} queries; slope {fitted.slope:.4f}, intercept {fitted.intercept:.4f}")
     typer.echo(
         f"expected calibration error {expected_calibration_error(x, truth):.4f}, "
         f"calibrated {expected_calibration_error(held_out, truth):.4f}"

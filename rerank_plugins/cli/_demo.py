@@ -92,7 +92,7 @@ def demo(
         search = FRAMEWORKS[framework](index, embedder, reranker, k=k, top_n=top_n)
         # The first call of an engine is slow; that is part of loading, not of a search.
         embedder.query(questions[0])
-        reranker.score(questions[0], ["warm up"])
+        reranker.logits(questions[0], ["warm up"])
     load_s = time.perf_counter() - started - build_s
 
     for asked in questions:

@@ -88,9 +88,10 @@ class CrossEncoderRerank(RerankerFields, BaseNodePostprocessor):
         try:
             return json.dumps(data)
         except TypeError as error:
+            settings = self._own.settings
             raise ConfigurationError(
                 "JSON can carry a model that is None, a Hub id or a directory, and a cache that is None, a number or a "
-                f"path; got {type(self.model).__name__} and {type(self.cache).__name__}. Name them instead, or use "
+                f"path; got {type(settings.model).__name__} and {type(settings.cache).__name__}. Name them instead, or use "
                 "pickle."
             ) from error
 

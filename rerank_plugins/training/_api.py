@@ -476,8 +476,8 @@ def _calibrate(model: Any, dev: Sequence[Group], config: TrainingConfig) -> tupl
     weights = np.array([1 / sizes[kind] for kind in kinds]) * len(kinds) / len(sizes)
     calibration = fit_calibration(logits, labels, weights)
     with torch.no_grad():
-        model[1].scale.fill_(calibration.scale)
-        model[1].shift.fill_(calibration.shift)
+        model[1].scale.fill_(calibration.slope)
+        model[1].shift.fill_(calibration.intercept)
     truth = (labels >= 0.5).astype(float)
     return (
         expected_calibration_error(logits, truth),

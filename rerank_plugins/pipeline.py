@@ -1,0 +1,180 @@
+"""Texts to logits: blanks and repeats drop out, then what the cache knows; the rest is scored, in windows if asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerank_plugins import passages, selection
+from rerank_plugins._texts import is_blank, scorable
+from rerank_plugins.backends import Backend, Pair
+from rerank_plugins.cache import ScoreCache, WindowLogits, settings_digest
+from rerank_plugins.errors import ConfigurationError, ScoringError
+from rerank_plugins.settings import Settings
+
+__all__ = ["TextLogits", "cache_digest", "class_column", "score_pairs"]
+
+
+class TextLogits(NamedTuple):
+    """What is known of each pair's text, input order."""
+
+    logits: NDArray[np.float64]
+    """Shape (n_pairs,): the logit to rank by; `selection.BLANK_LOGIT` for a blank text."""
+    truncated: NDArray[np.bool_]
+    """Shape (n_pairs,): whether the model has not seen the end of the text."""
+
+
+def score_pairs(
+    backend: Backend, cache: ScoreCache | None, digest: bytes, settings: Settings, pairs: Sequence[Pair]
+) -> TextLogits:
+    """Score (query, text) pairs, of one query or of several, in shared batches.
+
+    Args:
+        backend: A loaded backend, with the maximum length and instruction of `settings`.
+        cache: Where scores are kept, or None.
+        digest: What the cache knows backend and settings by; see `cache_digest`.
+        settings: Windows, label and scale of the backend's logits.
+        pairs: Queries that are not blank, and any texts.
+
+    Returns:
+        Logits and cuts, input order.
+
+    Raises:
+        InputError: A query leaves no room for a text.
+        ScoringError: The engine failed, or a logit is not finite.
+    """
+    logits = np.full(len(pairs), selection.BLANK_LOGIT)
+    truncated = np.zeros(len(pairs), dtype=np.bool_)
+    places: dict[Pair, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        if not is_blank(pair[1]):
+            places.setdefault(pair, []).append(i)
+    distinct = list(places)
+    if not distinct:
+        return TextLogits(logits, truncated)
+
+    def compute(missing: Sequence[Pair]) -> WindowLogits:
+        return _window_logits(backend, settings, missing)
+
+    windows = compute(distinct) if cache is None else cache.scored(digest, distinct, compute)
+    values = _rankable(backend, settings, windows.logits)
+    folded = passages.fold_max(values, windows.owners, len(distinct))
+    cut = np.zeros(len(distinct), dtype=np.bool_)
+    np.logical_or.at(cut, windows.owners, windows.truncated)
+    for position, indices in enumerate(places.values()):
+        logits[indices] = max(folded[position], selection.BLANK_LOGIT)
+        truncated[indices] = cut[position]
+    return TextLogits(logits, truncated)
+
+
+def _window_logits(backend: Backend, settings: Settings, pairs: Sequence[Pair]) -> WindowLogits:
+    """Finite logits of all windows of distinct pairs."""
+    windows, owners = list(pairs), np.arange(len(pairs))
+    if settings.passage_length is not None:
+        windows, owners = _windows(backend, pairs, settings.passage_length, settings.passage_overlap)
+    scored = backend.logits(windows)
+    _check_logits(backend, settings, scored.logits, windows)
+    return WindowLogits(scored.logits, scored.truncated, owners)
+
+
+def _windows(backend: Backend, pairs: Sequence[Pair], length: int, overlap: int) -> tuple[list[Pair], NDArray[np.intp]]:
+    windows: list[Pair] = []
+    owners: list[int] = []
+    texts = [scorable(text) for _, text in pairs]
+    for owner, (text, offsets) in enumerate(zip(texts, backend.token_offsets(texts), strict=True)):
+        parts = [part for part in passages.split_windows(text, offsets, length, overlap) if not is_blank(part)]
+        windows += [(pairs[owner][0], part) for part in parts]
+        owners += [owner] * len(parts)
+    return windows, np.asarray(owners, dtype=np.intp)
+
+
+def _check_logits(backend: Backend, settings: Settings, logits: NDArray[np.float32], pairs: Sequence[Pair]) -> None:
+    if logits.ndim != 2 or len(logits) != len(pairs):
+        raise ScoringError(
+            f"The {backend.name!r} backend must return logits of shape ({len(pairs)}, n_labels); "
+            f"it returned {logits.shape}."
+        )
+    if not np.isfinite(logits).all():
+        row = int(np.argwhere(~np.isfinite(logits))[0][0])
+        query, text = pairs[row]
+        raise ScoringError(
+            f"The model {settings.model_name!r} gave {logits[row].tolist()} for the query {query[:80]!r} and the text "
+            f"{text[:80]!r}: a score must be a finite number. Half precision can overflow: try "
+            "precision='fp32', and check the weights."
+        )
+
+
+def _rankable(backend: Backend, settings: Settings, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """One logit a window, shape (n_windows,), out of what the backend emits."""
+    n_labels = logits.shape[1]
+    column = class_column(settings, n_labels, backend.labels)
+    if backend.emits == "probability":
+        return selection.to_logit(logits[:, column])
+    if n_labels == 1:
+        return logits[:, 0].astype(np.float64)
+    return selection.class_logit(logits, column)
+
+
+_UNNAMED = re.compile(r"(label)?[\W_]*\d+")
+_NEGATIVE = re.compile(r"(no|not|non|irrelevant|negative|false|contradiction|unrelated|incorrect|wrong|bad)\b")
+
+
+def _is_negative(name: str, other: str) -> bool:
+    """Whether a class is by its name the negative of the other one."""
+    words, others = (re.sub(r"[\W_]+", " ", text.lower()).strip() for text in (name, other))
+    return bool(_NEGATIVE.match(words)) or (words != others and others != "" and words.endswith(others))
+
+
+def _says_second(first: str, second: str) -> bool:
+    return _is_negative(first, second) and not _is_negative(second, first)
+
+
+def class_column(settings: Settings, n_labels: int, names: Sequence[str]) -> int:
+    """The column of the logits to rank by.
+
+    Without `label` that is the only one, or the second of two whose names are only numbered, or say that the first
+    is the negative one. A class that says "not" is never ranked by unless it is asked for.
+
+    Raises:
+        ConfigurationError: `label` names no class, or it is needed and was not given.
+    """
+    label = settings.label
+    listing = ", ".join(f"{i}: {name!r}" for i, name in enumerate(names[:20])) or f"0 .. {n_labels - 1}, without names"
+    if label is None:
+        if n_labels == 1:
+            return 0
+        if n_labels == 2 and (all(_UNNAMED.fullmatch(name.lower()) for name in names) or _says_second(*names)):
+            return 1
+        reason = f"{n_labels} classes" if n_labels > 2 else "two classes, and their names do not say which one is meant"
+        raise ConfigurationError(
+            f"{settings.model_name!r} has {reason}, so it must be told which one to rank by: label=NAME or COLUMN, one "
+            f"of {{{listing}}}."
+        )
+    if isinstance(label, str):
+        matches = [i for i, name in enumerate(names) if name.lower() == label.lower()]
+        if len(matches) == 1:
+            return matches[0]
+    elif 0 <= label < n_labels:
+        return label
+    raise ConfigurationError(f"{settings.model_name!r} has no class {label!r}; expected one of {{{listing}}}.")
+
+
+def cache_digest(backend: Backend, settings: Settings) -> bytes:
+    """What a cache knows a backend and settings by: digest of all that decides a logit beside query and text.
+
+    Raises:
+        ConfigurationError: The backend has no fingerprint.
+    """
+    told: object = backend.fingerprint
+    fingerprint = told() if callable(told) else told
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise ConfigurationError(
+            f"cache= needs to tell the {backend.name!r} backend from others: give it a string attribute "
+            f"`fingerprint` that changes whenever its scores do; got {fingerprint!r}. Or leave cache at None."
+        )
+    decide = (settings.max_length, settings.instruction, settings.passage_length, settings.passage_overlap)
+    return settings_digest(backend.name, backend.precision, fingerprint, *decide, settings.truncate_query)
