@@ -430,9 +430,9 @@ def test_a_waiter_fills_its_own_store() -> None:
     backend = fake(logit=gate)
     stores = MemoryCache(), MemoryCache()
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(Reranker(backend, cache=stores[0]).score, "q", ["slow"])
+        one = pool.submit(Reranker(backend, cache=stores[0]).logits, "q", ["slow"])
         assert gate.started["slow"].wait(20)
-        two = pool.submit(Reranker(backend, cache=stores[1]).score, "q", ["own", "slow"])
+        two = pool.submit(Reranker(backend, cache=stores[1]).logits, "q", ["own", "slow"])
         assert gate.started["own"].wait(20)
         for leave in gate.leave.values():
             leave.set()

@@ -91,8 +91,8 @@ class CrossEncoderRerank(RerankerFields, BaseNodePostprocessor):
             settings = self._own.settings
             raise ConfigurationError(
                 "JSON can carry a model that is None, a Hub id or a directory, and a cache that is None, a number or a "
-                f"path; got {type(settings.model).__name__} and {type(settings.cache).__name__}. Name them instead, or use "
-                "pickle."
+                f"path; got {type(settings.model).__name__} and {type(settings.cache).__name__}. Name them instead, "
+                "or use pickle."
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
