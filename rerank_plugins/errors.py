@@ -16,6 +16,8 @@ Every message says what was expected, what came, and what to do about it.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "ConfigurationError",
     "InputError",
@@ -25,6 +27,7 @@ __all__ = [
     "ScoringError",
     "ServerError",
     "ServerTimeout",
+    "is_passing",
 ]
 
 
@@ -58,20 +61,37 @@ class ServerError(RerankError):
     Attributes:
         url: The address that was asked.
         status: The HTTP status, or None when there was no answer.
+        passing: Whether the same request may succeed later: there was no answer, or the server was busy or out of
+            order (408, 429, from 500 on). False for what fails again: a wrong key, address, request or answer.
     """
 
-    def __init__(self, message: str, *, url: str, status: int | None = None) -> None:
+    def __init__(self, message: str, *, url: str, status: int | None = None, passing: bool | None = None) -> None:
         super().__init__(message)
         self.url = url
         self.status = status
+        self.passing = status is None or status in (408, 429) or status >= 500 if passing is None else passing
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_server_error, (type(self), str(self), self.url, self.status))
+        return (_rebuild_server_error, (type(self), str(self), self.url, self.status, self.passing))
 
 
 class ServerTimeout(ServerError):
     """A rerank server did not answer in time."""
 
 
-def _rebuild_server_error(cls: type[ServerError], message: str, url: str, status: int | None) -> ServerError:
-    return cls(message, url=url, status=status)
+_PASSING_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same call may succeed later: no connection, no answer in time, a busy server, a full disk."""
+    if isinstance(error, ServerError):
+        return error.passing
+    if isinstance(error, OSError):
+        return isinstance(error, ConnectionError | TimeoutError) or error.errno in _PASSING_ERRNOS
+    return False
+
+
+def _rebuild_server_error(
+    cls: type[ServerError], message: str, url: str, status: int | None, passing: bool
+) -> ServerError:
+    return cls(message, url=url, status=status, passing=passing)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import passages, selection
+from rerank_plugins._deadline import DeadlineExceeded, deadline, remaining_s
 from rerank_plugins._texts import is_blank, scorable
 from rerank_plugins.backends import Backend, Pair
 from rerank_plugins.cache import ScoreCache, WindowLogits, settings_digest
@@ -26,10 +27,22 @@ class TextLogits(NamedTuple):
     """Shape (n_pairs,): the logit to rank by; `selection.BLANK_LOGIT` for a blank text."""
     truncated: NDArray[np.bool_]
     """Shape (n_pairs,): whether the model has not seen the end of the text."""
+    scored: NDArray[np.bool_]
+    """Shape (n_pairs,): False where time was up before; such a logit is NaN."""
+
+    @classmethod
+    def blank(cls, n: int) -> TextLogits:
+        """Those of blank texts."""
+        return cls(np.full(n, selection.BLANK_LOGIT), np.zeros(n, dtype=np.bool_), np.ones(n, dtype=np.bool_))
 
 
 def score_pairs(
-    backend: Backend, cache: ScoreCache | None, digest: bytes, settings: Settings, pairs: Sequence[Pair]
+    backend: Backend,
+    cache: ScoreCache | None,
+    digest: bytes,
+    settings: Settings,
+    pairs: Sequence[Pair],
+    until: float | None = None,
 ) -> TextLogits:
     """Score (query, text) pairs, of one query or of several, in shared batches.
 
@@ -39,36 +52,45 @@ def score_pairs(
         digest: What the cache knows backend and settings by; see `cache_digest`.
         settings: Windows, label and scale of the backend's logits.
         pairs: Queries that are not blank, and any texts.
+        until: Time of `time.monotonic` at which scoring stops; pairs are then scored in their order. None scores all.
 
     Returns:
-        Logits and cuts, input order.
+        Logits, cuts and what was scored, input order.
 
     Raises:
         InputError: A query leaves no room for a text.
         ScoringError: The engine failed, or a logit is not finite.
     """
-    logits = np.full(len(pairs), selection.BLANK_LOGIT)
-    truncated = np.zeros(len(pairs), dtype=np.bool_)
+    result = TextLogits.blank(len(pairs))
     places: dict[Pair, list[int]] = {}
     for i, pair in enumerate(pairs):
         if not is_blank(pair[1]):
             places.setdefault(pair, []).append(i)
-    distinct = list(places)
-    if not distinct:
-        return TextLogits(logits, truncated)
 
     def compute(missing: Sequence[Pair]) -> WindowLogits:
         return _window_logits(backend, settings, missing)
 
-    windows = compute(distinct) if cache is None else cache.scored(digest, distinct, compute)
-    values = _rankable(backend, settings, windows.logits)
-    folded = passages.fold_max(values, windows.owners, len(distinct))
-    cut = np.zeros(len(distinct), dtype=np.bool_)
-    np.logical_or.at(cut, windows.owners, windows.truncated)
-    for position, indices in enumerate(places.values()):
-        logits[indices] = max(folded[position], selection.BLANK_LOGIT)
-        truncated[indices] = cut[position]
-    return TextLogits(logits, truncated)
+    distinct = list(places)
+    step = len(distinct) if until is None else backend.pairs_at_a_time or len(distinct)
+    for start in range(0, len(distinct), max(1, step)):
+        part = distinct[start : start + step]
+        try:
+            with deadline(until):
+                if remaining_s() == 0.0:
+                    raise DeadlineExceeded
+                windows = compute(part) if cache is None else cache.scored(digest, part, compute)
+        except DeadlineExceeded:
+            for pair in distinct[start:]:
+                result.scored[places[pair]] = False
+                result.logits[places[pair]] = np.nan
+            break
+        folded = passages.fold_max(_rankable(backend, settings, windows.logits), windows.owners, len(part))
+        cut = np.zeros(len(part), dtype=np.bool_)
+        np.logical_or.at(cut, windows.owners, windows.truncated)
+        for position, pair in enumerate(part):
+            result.logits[places[pair]] = max(folded[position], selection.BLANK_LOGIT)
+            result.truncated[places[pair]] = cut[position]
+    return result
 
 
 def _window_logits(backend: Backend, settings: Settings, pairs: Sequence[Pair]) -> WindowLogits:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec
 
@@ -13,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import selection
+from rerank_plugins._requests import Request, checked_candidates, checked_query, until
 from rerank_plugins._texts import is_blank
 from rerank_plugins._threads import in_thread
 from rerank_plugins.backends import Backend, Pair, as_backend, load_backend
 from rerank_plugins.cache import ScoreCache
-from rerank_plugins.errors import InputError
+from rerank_plugins.errors import is_passing
 from rerank_plugins.pipeline import TextLogits, cache_digest, class_column, score_pairs
 from rerank_plugins.settings import Settings, documentation
 from rerank_plugins.types import Candidate, RankedCandidate, Ranking
@@ -25,8 +29,6 @@ from rerank_plugins.types import Candidate, RankedCandidate, Ranking
 __all__ = ["Reranker"]
 
 P = ParamSpec("P")
-Request = tuple[str, Iterable[str | Candidate]]
-"""A query and its candidates, in the order of the first stage."""
 
 
 def _takes(
@@ -230,6 +232,7 @@ class Reranker:
         min_score: float | None = None,
         *,
         max_tokens: int | None = None,
+        deadline_s: float | None = None,
     ) -> Ranking:
         """Rank candidates by relevance to a query.
 
@@ -239,16 +242,21 @@ class Reranker:
             top_n: Keep the best this many; None keeps all.
             min_score: Keep those that score at least this, in the scale of this reranker; None keeps all.
             max_tokens: Keep the best ones until their tokens exceed this; None keeps all.
+            deadline_s: Seconds after which scoring stops. Texts are then scored in the order of the first stage, and
+                those that were not scored follow in that order, exempt from `min_score`. Loading the model counts:
+                `prepare` does it before. None waits for all.
 
         Returns:
-            The kept candidates, best first. Equal logits keep the order of the first stage; blank texts come last.
+            The kept candidates, best first. Equal logits keep the order of the first stage; what was not scored
+            follows, and blank texts come last.
 
         Raises:
             ConfigurationError: `top_n` or `max_tokens` is below 1, or `min_score` is no number.
             InputError: The query is blank or too long, or a candidate is no text.
             ScoringError: The engine failed, or a logit is not finite.
+            ServerError: A server failed, and ``on_error`` says to raise it.
         """
-        return self.rank_many([(query, candidates)], top_n, min_score, max_tokens=max_tokens)[0]
+        return self.rank_many([(query, candidates)], top_n, min_score, max_tokens=max_tokens, deadline_s=deadline_s)[0]
 
     def rank_many(
         self,
@@ -257,6 +265,7 @@ class Reranker:
         min_score: float | None = None,
         *,
         max_tokens: int | None = None,
+        deadline_s: float | None = None,
     ) -> list[Ranking]:
         """Rank the candidates of several queries; the pairs of all queries share batches.
 
@@ -265,6 +274,7 @@ class Reranker:
             top_n: Keep the best this many of each query; None keeps all.
             min_score: Keep those that score at least this; None keeps all.
             max_tokens: Keep the best ones of each query until their tokens exceed this; None keeps all.
+            deadline_s: Seconds after which scoring stops, for all requests together; see `rank`.
 
         Returns:
             One ranking a request, in their order.
@@ -274,17 +284,7 @@ class Reranker:
             InputError: As for `rank`.
             ScoringError: As for `rank`.
         """
-        selection.check_limits(top_n, min_score, max_tokens)
-        jobs = [(_checked_query(query), _checked_candidates(candidates)) for query, candidates in requests]
-        scored = self._pair_logits([(query, item.text) for query, items in jobs for item in items])
-        rankings = []
-        start = 0
-        for query, items in jobs:
-            own = slice(start, start + len(items))
-            start += len(items)
-            part = TextLogits(scored.logits[own], scored.truncated[own])
-            rankings.append(self._ranking(query, items, part, top_n, min_score, max_tokens))
-        return rankings
+        return self._rank_until(until(deadline_s), requests, top_n, min_score, max_tokens)
 
     async def ascore(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
         """As `score`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
@@ -302,9 +302,11 @@ class Reranker:
         min_score: float | None = None,
         *,
         max_tokens: int | None = None,
+        deadline_s: float | None = None,
     ) -> Ranking:
         """As `rank`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
-        return await in_thread(self.rank, query, candidates, top_n, min_score, max_tokens=max_tokens)
+        requests = [(query, candidates)]
+        return (await self.arank_many(requests, top_n, min_score, max_tokens=max_tokens, deadline_s=deadline_s))[0]
 
     async def arank_many(
         self,
@@ -313,21 +315,61 @@ class Reranker:
         min_score: float | None = None,
         *,
         max_tokens: int | None = None,
+        deadline_s: float | None = None,
     ) -> list[Ranking]:
         """As `rank_many`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
-        return await in_thread(self.rank_many, requests, top_n, min_score, max_tokens=max_tokens)
+        # From now, not from when a thread is free.
+        return await in_thread(self._rank_until, until(deadline_s), requests, top_n, min_score, max_tokens)
+
+    def _rank_until(
+        self,
+        until: float | None,
+        requests: Iterable[Request],
+        top_n: int | None,
+        min_score: float | None,
+        max_tokens: int | None,
+    ) -> list[Ranking]:
+        selection.check_limits(top_n, min_score, max_tokens)
+        jobs = [(checked_query(query), checked_candidates(candidates)) for query, candidates in requests]
+        pairs = [(query, item.text) for query, items in jobs for item in items]
+        fallback = None
+        try:
+            scored = self._pair_logits(pairs, until)
+        except Exception as error:
+            other = self.settings.on_error
+            if other == "raise" or not is_passing(error):
+                raise
+            fallback = f"{self.model_name} failed ({type(error).__name__}: {error})"
+            _say(fallback)
+            if other != "keep_order":
+                left = None if until is None else max(1e-3, until - time.monotonic())
+                ranked = other.rank_many(jobs, top_n, min_score, max_tokens=max_tokens, deadline_s=left)
+                return [
+                    replace(one, fallback=f"{fallback}; {one.fallback or 'ranked by ' + one.model}") for one in ranked
+                ]
+            scored = TextLogits.blank(len(pairs))
+            scored.scored[[not is_blank(text) for _, text in pairs]] = False
+        rankings = []
+        start = 0
+        for query, items in jobs:
+            own = slice(start, start + len(items))
+            start += len(items)
+            part = TextLogits(scored.logits[own], scored.truncated[own], scored.scored[own])
+            late = int((~part.scored).sum())
+            reason = fallback or f"time was up: {late} of {len(items)} candidates were not scored"
+            rankings.append(self._ranking(query, items, part, reason if late else None, top_n, min_score, max_tokens))
+        return rankings
 
     def _text_logits(self, query: str, texts: Sequence[str]) -> TextLogits:
-        query = _checked_query(query)
-        return self._pair_logits([(query, item.text) for item in _checked_candidates(texts)])
+        query = checked_query(query)
+        return self._pair_logits([(query, item.text) for item in checked_candidates(texts)])
 
-    def _pair_logits(self, pairs: Sequence[Pair]) -> TextLogits:
+    def _pair_logits(self, pairs: Sequence[Pair], until: float | None = None) -> TextLogits:
         # Nothing to score, nothing to load.
         if all(is_blank(text) for _, text in pairs):
-            blank = np.full(len(pairs), selection.BLANK_LOGIT)
-            return TextLogits(blank, np.zeros(len(pairs), dtype=np.bool_))
+            return TextLogits.blank(len(pairs))
         backend = self._loaded()
-        return score_pairs(backend, self._cache, self._cache_digest(backend), self.settings, pairs)
+        return score_pairs(backend, self._cache, self._cache_digest(backend), self.settings, pairs, until)
 
     def _scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         calibration = self.settings.calibration
@@ -339,68 +381,49 @@ class Reranker:
         self,
         query: str,
         items: Sequence[Candidate],
-        scored: TextLogits,
+        found: TextLogits,
+        fallback: str | None,
         top_n: int | None,
         min_score: float | None,
         max_tokens: int | None,
     ) -> Ranking:
-        scores = self._scores(scored.logits)
-        kept = selection.select(selection.order(scored.logits), scores, min_score=min_score, top_n=top_n)
+        scores = self._scores(found.logits)
+        # No threshold for what has no score.
+        judged = np.where(found.scored, scores, np.inf)
+        kept = selection.select(selection.order(found.logits), judged, min_score=min_score, top_n=top_n)
         if max_tokens is not None and kept:
-            kept = selection.within_tokens(
-                kept, lambda some: self._token_counts([items[i].text for i in some]), max_tokens
-            )
+            kept = selection.within_tokens(kept, lambda some: self._token_counts(items, some), max_tokens)
         return Ranking(
             query=query,
             items=tuple(
                 RankedCandidate(
                     candidate=items[i],
-                    score=float(scores[i]),
-                    logit=float(scored.logits[i]),
+                    score=float(scores[i]) if found.scored[i] else None,
+                    logit=float(found.logits[i]) if found.scored[i] else None,
                     index=i,
                     rank=rank,
-                    truncated=bool(scored.truncated[i]),
+                    truncated=bool(found.truncated[i]),
                 )
                 for rank, i in enumerate(kept, start=1)
             ),
             model=self.model_name,
             scale=self.settings.scale,
+            fallback=fallback,
         )
 
-    def _token_counts(self, texts: Sequence[str]) -> list[int]:
-        return [len(offsets) for offsets in self._loaded().token_offsets(texts)]
+    def _token_counts(self, items: Sequence[Candidate], some: Sequence[int]) -> list[int]:
+        return [len(offsets) for offsets in self._loaded().token_offsets([items[i].text for i in some])]
 
 
-def _checked_query(query: object) -> str:
-    if not isinstance(query, str):
-        raise InputError(f"query must be a str, got {type(query).__name__}.")
-    if is_blank(query):
-        raise InputError(f"query must have at least one visible character; got a blank one: {query[:80]!r}.")
-    return query
+_last_said = -math.inf
 
 
-def _checked_candidates(candidates: Iterable[str | Candidate]) -> list[Candidate]:
-    if isinstance(candidates, str | bytes | Candidate):
-        raise InputError(
-            f"Expected several candidates, got one {type(candidates).__name__}. Put it into a list: [candidate]."
-        )
-    if isinstance(candidates, Mapping | set | frozenset) or not isinstance(candidates, Iterable):
-        raise InputError(
-            "candidates must be a list, or another iterable in the order of the first stage; got "
-            f"{type(candidates).__name__}. For a mapping: [Candidate(text, id=key) for key, text in mapping.items()]."
-        )
-    result = []
-    for i, item in enumerate(candidates):
-        if isinstance(item, Candidate):
-            result.append(item)
-        elif isinstance(item, str):
-            result.append(Candidate(item))
-        else:
-            raise InputError(
-                f"Candidate {i} must be a str or a Candidate, got {type(item).__name__}. For LangChain Documents and "
-                "LlamaIndex nodes use rerank_plugins.langchain and rerank_plugins.llama_index."
-            )
-    return result
+def _say(fallback: str) -> None:
+    """One warning a minute: a server that is down is no news with every call."""
+    global _last_said
+    if time.monotonic() - _last_said > 60:
+        _last_said = time.monotonic()
+        logging.getLogger("rerank_plugins").warning("Not reranked: %s", fallback)
 
 
 _KEYWORDS = [option.name for option in fields(Settings)]

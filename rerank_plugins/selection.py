@@ -76,8 +76,13 @@ def to_scale(logits: Floats, scale: Scale) -> NDArray[np.float64]:
 
 
 def order(logits: Floats) -> NDArray[np.intp]:
-    """Positions by logit, descending; equal logits keep their input order."""
-    return np.argsort(-np.asarray(logits, dtype=np.float64), kind="stable")
+    """Positions by logit, descending; equal logits keep their input order.
+
+    NaN stands for what was not scored: it comes after all that was, and before blank texts.
+    """
+    z = np.asarray(logits, dtype=np.float64)
+    group = np.where(np.isnan(z), 1, np.where(z <= BLANK_LOGIT, 2, 0))
+    return np.lexsort((-np.where(np.isnan(z), 0.0, z), group))
 
 
 def select(

@@ -88,6 +88,12 @@ def _cache(name: str, value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _on_error(name: str, value: Any) -> Any:
+    if value in ("raise", "keep_order") or callable(getattr(value, "rank_many", None)):
+        return value
+    raise _wrong(name, "'raise', 'keep_order' or another Reranker", value)
+
+
 def _setting(default: Any, check: Check, doc: str, *, loads: bool = False) -> Any:
     """A keyword. One that `loads` decides which weights are loaded and on which engine."""
     return field(default=default, metadata={"check": check, "doc": doc, "loads": loads})
@@ -179,6 +185,14 @@ class Settings:
         "Keeps scores, so that a pair is scored once: a number of pairs (in memory), the path of a file, a "
         "`rerank_plugins.cache.MemoryCache` or `FileCache`, or a LangChain ``ByteStore``. Scores of another model, "
         "revision, precision, maximum length or instruction are never read. A ready backend needs a ``fingerprint``.",
+    )
+
+    on_error: Any = _setting(
+        "raise",
+        _on_error,
+        "What `rank` does where scoring fails for a reason that passes (no connection, a timeout, a server that is "
+        'busy or out of order, a full disk): ``"raise"``, ``"keep_order"`` for the order of the first stage, or '
+        "another `Reranker` that ranks instead. `Ranking.fallback` says what happened.",
     )
 
     def __post_init__(self) -> None:

@@ -48,9 +48,10 @@ class RankedCandidate:
 
     Attributes:
         candidate: The candidate that the caller gave (a plain str is wrapped in a `Candidate`).
-        score: The score in the scale of the `Reranker`: a probability (float64 sigmoid or softmax) or a logit.
+        score: The score in the scale of the `Reranker`: a probability (float64 sigmoid or softmax) or a logit; None
+            where it was not scored.
         logit: The raw logit that the order is made of; the lowest float32 for a blank text, which no model
-            has seen.
+            has seen; None where it was not scored.
         index: Position in the caller's list, from 0.
         rank: Place in this ranking, from 1.
         first_stage_rank: Place before reranking, from 1: ``index + 1``.
@@ -58,11 +59,17 @@ class RankedCandidate:
     """
 
     candidate: Candidate
-    score: float
-    logit: float
+    score: float | None
+    logit: float | None
     index: int
     rank: int
     truncated: bool = False
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has its place by a score; otherwise it keeps its place of the first stage, and `Ranking.fallback`
+        says why."""
+        return self.logit is not None
 
     @property
     def first_stage_rank(self) -> int:
@@ -84,12 +91,15 @@ class Ranking(Sequence[RankedCandidate]):
         items: The ranked candidates, best first.
         model: Name of the model that scored.
         scale: What `RankedCandidate.score` means here.
+        fallback: None, or why it was not reranked, or not all of it: what is not `RankedCandidate.scored` follows in
+            the order of the first stage.
     """
 
     query: str
     items: tuple[RankedCandidate, ...]
     model: str
     scale: Scale = "probability"
+    fallback: str | None = None
 
     def __len__(self) -> int:
         return len(self.items)

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_plugins._deadline import DeadlineExceeded, remaining_s
 from rerank_plugins.backends._tokenize import EncodedPair
 from rerank_plugins.batching import BatchCost, Waiting, next_batch
 from rerank_plugins.errors import ScoringError
@@ -109,6 +110,7 @@ class SharedBatches:
 
         Raises:
             Cancelled: The caller has gone.
+            DeadlineExceeded: The caller's time is up.
             Exception: What `run` raised for these pairs, and not for another caller's.
         """
         waiting = Waiting.of([len(pair.ids) for pair in pairs], self._scored)
@@ -121,10 +123,12 @@ class SharedBatches:
                 if self._leader is None:
                     self._leader = call
             while not (call.done or call.cancelled):
+                if remaining_s() == 0.0:
+                    raise DeadlineExceeded
                 if self._leader is call:
                     self._run_one()
                 else:
-                    call.wake.wait()
+                    call.wake.wait(remaining_s())
         finally:
             # Whatever ended this call, Ctrl-C too: the others go on without it.
             self._leave(call)

@@ -60,6 +60,8 @@ class Backend(ABC):
         emits: ``"logit"``, or ``"probability"`` where an engine gives no logits. Declared, never guessed.
         labels: Names of the classes by column; empty where there is one score a pair or none is known.
         max_length: Longest pair in tokens; None where the backend does not tell.
+        pairs_at_a_time: With a deadline, how many pairs are scored before the clock is looked at again; None for all,
+            where the backend looks at `rerank_plugins._deadline.remaining_s` itself, or cannot stop.
         fingerprint: For the score cache: equal for two backends only if both give every pair the same logits under the
             same `name`, `precision`, maximum length and instruction. None where the backend does not tell.
     """
@@ -70,6 +72,7 @@ class Backend(ABC):
     labels: tuple[str, ...] = ()
     max_length: int | None = None
     fingerprint: str | None = None
+    pairs_at_a_time: int | None = None
 
     @abstractmethod
     def logits(self, pairs: Sequence[Pair]) -> PairLogits:
@@ -125,6 +128,7 @@ class LocalBackend(Backend):
         labels: Names of the classes by column.
     """
 
+    pairs_at_a_time = 8
     width_step = 1
     """Batches are padded to a multiple of so many tokens: more than 1 for engines that compile for each new shape."""
 

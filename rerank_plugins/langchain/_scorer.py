@@ -40,6 +40,7 @@ class CrossEncoderScorer(RerankerFields, BaseCrossEncoder):
             positions.setdefault(query, []).append(i)
         scores = [0.0] * len(text_pairs)
         for query, places in positions.items():
-            for item in self._own.rank(query, [text_pairs[i][1] for i in places]):
-                scores[places[item.index]] = item.score
+            found = self._own.score(query, [text_pairs[i][1] for i in places])
+            for i, score in zip(places, found.tolist(), strict=True):
+                scores[i] = score
         return scores
