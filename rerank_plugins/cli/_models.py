@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rerank_plugins.cli._options import Json
-from rerank_plugins.models import BUNDLED_NAME, PUBLISHED, PublishedModel
+from rerank_plugins.models import BUNDLED_NAME, PublishedModel, published
 
 __all__ = ["models"]
 
@@ -22,7 +22,7 @@ def models(as_json: Json = False) -> None:
     Any of them can be given as --model. Figures compare within one measure only.
     """
     if as_json:
-        typer.echo(json.dumps([asdict(model) for model in PUBLISHED], indent=2))
+        typer.echo(json.dumps([asdict(model) for model in published()], indent=2))
         return
     console, table = Console(), _wide()
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
@@ -48,7 +48,7 @@ def _wide() -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("own measure", no_wrap=True)
     table.add_column("licence", no_wrap=True)
-    for model in PUBLISHED:
+    for model in published():
         table.add_row(
             Text(model.id),
             model.family,
@@ -68,7 +68,7 @@ def _narrow() -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("model", no_wrap=True)
     table.add_column("figures")
-    for model in PUBLISHED:
+    for model in published():
         about = f"  {model.family}, {model.languages}, {model.head}, {model.max_length} tokens"
         figures = [
             f"DL19 {_number(model.ndcg_dl19)}" if model.ndcg_dl19 is not None else "",

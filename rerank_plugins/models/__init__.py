@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rerank_plugins.models._published import PUBLISHED, PublishedModel
+from rerank_plugins.models._published import PublishedModel, published
 
-__all__ = ["BUNDLED_NAME", "PUBLISHED", "PublishedModel", "bundled_directory"]
+__all__ = ["BUNDLED_NAME", "PublishedModel", "bundled_directory", "published"]
 
 BUNDLED_NAME = "rerank-plugins/minilm-l6"
 """What a ranking of the bundled model names as its model."""
