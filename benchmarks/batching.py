@@ -18,11 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness._model import prepare_model
+from harness._work import many_texts
+
 from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
 from rerank_plugins.backends import LocalBackend
-from rerank_plugins.benchmark._model import prepare_model
-from rerank_plugins.benchmark._work import many_texts
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--candidates", type=int, default=10)

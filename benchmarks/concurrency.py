@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness._engines import sentence_transformers
+from harness._model import prepare_model
 
 from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
 from rerank_plugins.backends import LocalBackend
 from rerank_plugins.backends._merge import SharedBatches
-from rerank_plugins.benchmark._engines import sentence_transformers
-from rerank_plugins.benchmark._model import prepare_model
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--callers", type=int, default=32)

@@ -26,8 +26,8 @@ CODE = """
 import json, random, sys, time
 import rerank_plugins.backends._onnx as engines
 from rerank_plugins import Reranker
-from rerank_plugins.benchmark._engines import peak_bytes
-from rerank_plugins.benchmark._work import many_texts
+from harness._engines import peak_bytes
+from harness._work import many_texts
 
 backend, precision, calls, kernels = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 if kernels:

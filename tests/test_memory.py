@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from checkpoints import tiny
+from harness import _engines
 
 from rerank_plugins.backends import _onnx
-from rerank_plugins.benchmark import _engines
 from rerank_plugins.conversion import convert
 
 pytestmark = pytest.mark.skipif(_engines.peak_bytes() is None, reason="this system does not tell a process's memory")
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(_engines.peak_bytes() is None, reason="this syst
 
 def growth(first: str, then: str) -> int:
     """By how many bytes the most memory of a process grows when, after one piece of code, it runs another."""
-    peak = "from rerank_plugins.benchmark._engines import peak_bytes\n"
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    peak = f"import sys\nsys.path.insert(0, {str(benchmarks)!r})\nfrom harness._engines import peak_bytes\n"
     code = f"{peak}{first}\nbefore = peak_bytes()\n{then}\nprint(peak_bytes() - before)\n"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(run.stdout)

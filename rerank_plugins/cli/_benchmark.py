@@ -1,10 +1,15 @@
-"""`rerank-plugins benchmark`: how fast is it here, and is the order still right?"""
+"""`rerank-plugins benchmark`: how fast is it here, and is the order the same?"""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, get_args
 
 import typer
 from rich import box
@@ -12,254 +17,179 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rerank_plugins._machine import processor
+from rerank_plugins.cli._options import Json, Model
 from rerank_plugins.cli._progress import bar
-from rerank_plugins.errors import ConfigurationError
-from rerank_plugins.models import BUNDLED_NAME
-
-if TYPE_CHECKING:
-    from rerank_plugins.benchmark import Report, Row
+from rerank_plugins.errors import ConfigurationError, RerankError
+from rerank_plugins.reranker import Reranker
+from rerank_plugins.types import BackendName
 
 __all__ = ["benchmark"]
 
-_WIDTH = 110
-"""Columns at least: figures that wrap are better than figures that are cut."""
+QUERY = "how do I write a class that can be used in a with statement"
+SHORT = 10
+"""Texts of a short call, as an agent's tool makes it."""
+
+Order = Callable[[list[str]], list[int]]
+"""Ranks texts for the query: their positions, best first."""
+
+
+@dataclass(slots=True)
+class Row:
+    """What was measured of one contender: seconds of each round."""
+
+    name: str
+    order: Order = field(repr=False)
+    all_s: list[float] = field(default_factory=list)
+    short_s: list[float] = field(default_factory=list)
+    top_10: list[int] = field(default_factory=list)
 
 
 def benchmark(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help=f"Directory or Hub id of a cross-encoder with one logit, or {BUNDLED_NAME}, which only ONNX engines "
-            "load. A MiniLM-L6 with a seeded head if not given.",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder in BEIR layout; paragraphs of Python's manual if not given.", show_default=False),
-    ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates of each query.")] = 100,
-    queries: Annotated[int, typer.Option(min=1, help="How many queries.")] = 3,
-    against: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="What to compare with, between commas: all, or of langchain, llama-index, sentence-transformers, "
-            "sentence-transformers-bf16, flashrank, fastembed, rerankers, as far as installed; or module:function. "
-            "The first one that runs is what ratios are of.",
-        ),
-    ] = "all",
-    backends: Annotated[
-        str, typer.Option(metavar="NAMES", help="Our engines, between commas.")
-    ] = "onnx,openvino,torch",
-    precision: Annotated[
-        str, typer.Option(metavar="NAMES", help="Of our engines, between commas: fp32, bf16, int8.")
-    ] = "fp32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of every engine; one for each core if not given.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
-    short: Annotated[
-        bool,
-        typer.Option("--short", help="Also calls with 10 candidates of 50 tokens, and what the adapters add to them."),
-    ] = False,
-    process: Annotated[
-        bool,
-        typer.Option(
-            "--process", help="Also import time, start to first score, and memory for 10 to 10,000 candidates."
-        ),
-    ] = False,
-    longest: Annotated[
-        float, typer.Option(min=0, help="Seconds for one number of candidates of --process; longer ones are left out.")
-    ] = 120.0,
-    plot: Annotated[Path | None, typer.Option(help="Write a bar chart, for example out.png.")] = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="PATH", help="Write all figures as JSON; - for standard output, without table."),
-    ] = None,
+    model: Model = None,
+    candidates: Annotated[int, typer.Option(min=SHORT, help="Paragraphs of Python's manual to rank.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of our engines; all cores if not given.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Measure our engines against what else there is, side by side, on the same weights.
+    """Time our engines on a model, and what else is installed that can load it.
 
-    All contenders take turns in every round, each in a process of its own with the same number of threads, on the CPU.
-    Figures are medians over rounds, and ratios are of the same round, with the lowest and the highest. Beside each
-    speed stands its quality: whether the order is that of the exact model (sentence-transformers in fp32).
-
-    The graph that ONNX engines need is made by the rules of rerank-plugins convert, and kept where it keeps them.
+    All take turns in one process. Figures are medians over the rounds, and ratios are of the first row. The scripts in
+    the repository's benchmarks folder measure more, each contender in a process of its own.
     """
-    from rerank_plugins.benchmark import run, write_plot
-
-    for path in (plot, None if json_file in (None, "-") else Path(str(json_file))):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise ConfigurationError(f"{path} cannot be written: expected a file name in a directory that exists.")
-    if plot is not None:
-        _check_plot(plot)
+    texts = _paragraphs(candidates)
+    rows, notes = _contenders(model, threads, texts)
+    if not rows:
+        raise ConfigurationError("Nothing can run this model here: " + "; ".join(notes))
     with bar("Measuring") as tell:
-        report = run(
-            model,
-            data=data,
-            candidates=candidates,
-            queries=queries,
-            against=_names(against),
-            backends=_names(backends),
-            precisions=_names(precision),
-            threads=threads,
-            rounds=rounds,
-            short=short,
-            process=process,
-            longest_s=longest,
-            progress=tell,
-        )
-    if json_file != "-":
+        for number, row in itertools.product(range(rounds), rows):
+            tell(row.name, number / rounds)
+            row.all_s.append(_seconds(row.order, texts))
+            row.short_s.append(_seconds(row.order, texts[:SHORT]))
+    report = _report(rows, notes, candidates, rounds)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
         _show(report)
-    if json_file is not None:
-        content = json.dumps(report.to_dict(), indent=2) + "\n"
-        if json_file == "-":
-            typer.echo(content, nl=False)
-        else:
-            Path(json_file).write_text(content, encoding="utf-8")
-    if plot is not None:
-        write_plot(report, plot)
-        typer.echo(f"Plot: {plot}", err=True)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _paragraphs(n: int) -> list[str]:
+    from pydoc_data.topics import topics
+
+    parts = (" ".join(part.split()) for topic in sorted(topics) for part in topics[topic].split("\n\n"))
+    distinct = list(dict.fromkeys(part for part in parts if len(part.split()) > 20))
+    # Equal texts would be scored once.
+    numbered = (f"{turn}. {part}" for turn in itertools.count(2) for part in distinct)
+    return list(itertools.islice(itertools.chain(distinct[:: max(1, len(distinct) // n)], numbered), n))
 
 
-def _check_plot(path: Path) -> None:
-    """Complain before the minutes of measuring, not after them."""
-    from rerank_plugins._extras import import_extra
-
-    import_extra("matplotlib", "benchmark")
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ConfigurationError(f"{path} cannot be written: expected a name that ends in .png, .svg or .pdf.")
+def _seconds(order: Order, texts: list[str]) -> float:
+    start = time.perf_counter()
+    order(texts)
+    return time.perf_counter() - start
 
 
-def _show(report: Report) -> None:
+def _contenders(model: str | None, threads: int | None, texts: list[str]) -> tuple[list[Row], list[str]]:
+    """Who can load and run the model, warmed up, and why others cannot."""
+    rows: list[Row] = []
+    notes: list[str] = []
+
+    def add(name: str, make: Callable[[], Order]) -> None:
+        try:
+            order = make()
+            # The first call compiles and allocates: it is not timed.
+            rows.append(Row(name, order, top_10=order(texts)[:10]))
+        except RerankError as error:
+            notes.append(f"{name}: {error}")
+        except Exception as error:
+            notes.append(f"{name}: {type(error).__name__}: {error}")
+
+    if model is None:
+        notes.append("other packages: the bundled model is an ONNX graph, which they do not load; give --model")
+    elif importlib.util.find_spec("sentence_transformers") is not None:
+        add("sentence-transformers", lambda: _sentence_transformers(model))
+        for module, name, other in (
+            ("langchain_community", "LangChain CrossEncoderReranker", _langchain),
+            ("llama_index", "LlamaIndex SentenceTransformerRerank", _llama_index),
+        ):
+            if importlib.util.find_spec(module) is not None:
+                add(name, lambda other=other: other(model))  # type: ignore[misc]
+    for backend, precision in itertools.product(get_args(BackendName)[1:], ("auto", "int8")):
+        name = f"rerank-plugins {backend}, {precision}"
+        add(name, lambda b=backend, p=precision: _ours(model, b, p, threads))  # type: ignore[misc]
+    return rows, notes
+
+
+def _ours(model: str | None, backend: Any, precision: Any, threads: int | None) -> Order:
+    reranker = Reranker(model, backend=backend, precision=precision, threads=threads).prepare()
+    return lambda texts: [item.index for item in reranker.rank(QUERY, texts)]
+
+
+def _sentence_transformers(model: str) -> Order:
+    from sentence_transformers import CrossEncoder
+
+    encoder = CrossEncoder(model, device="cpu")
+    return lambda texts: [int(hit["corpus_id"]) for hit in encoder.rank(QUERY, texts)]
+
+
+def _langchain(model: str) -> Order:
+    from langchain_classic.retrievers.document_compressors import CrossEncoderReranker
+    from langchain_community.cross_encoders import HuggingFaceCrossEncoder
+    from langchain_core.documents import Document
+
+    scorer = HuggingFaceCrossEncoder(model_name=model, model_kwargs={"device": "cpu"})
+    compressor = CrossEncoderReranker(model=scorer, top_n=10**9)
+
+    def order(texts: list[str]) -> list[int]:
+        documents = [Document(text, metadata={"index": i}) for i, text in enumerate(texts)]
+        return [found.metadata["index"] for found in compressor.compress_documents(documents, QUERY)]
+
+    return order
+
+
+def _llama_index(model: str) -> Order:
+    from llama_index.core.postprocessor import SentenceTransformerRerank
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    rerank = SentenceTransformerRerank(model=model, top_n=10**9, device="cpu")
+
+    def order(texts: list[str]) -> list[int]:
+        nodes = [NodeWithScore(node=TextNode(text=text, id_=str(i)), score=0.0) for i, text in enumerate(texts)]
+        return [int(found.node.node_id) for found in rerank.postprocess_nodes(nodes, query_str=QUERY)]
+
+    return order
+
+
+def _report(rows: list[Row], notes: list[str], candidates: int, rounds: int) -> dict[str, Any]:
+    first = rows[0]
+    figures = [
+        {
+            **{key: value for key, value in asdict(row).items() if key != "order"},
+            "documents_per_s": candidates / statistics.median(row.all_s),
+            "ratio": statistics.median(a / b for a, b in zip(first.all_s, row.all_s, strict=True)),
+            "short_p50_s": statistics.median(row.short_s),
+            "same_top_10": row.top_10 == first.top_10,
+        }
+        for row in rows
+    ]
+    return {"processor": processor()[0], "candidates": candidates, "rounds": rounds, "rows": figures, "notes": notes}
+
+
+def _show(report: dict[str, Any]) -> None:
     console = Console()
-    console = Console(width=max(_WIDTH, console.width if console.is_terminal else _WIDTH))
-    console.print(Text(report.model, style="bold"))
-    console.print(
-        Text(
-            f"{report.queries} queries, {report.documents} candidates of {report.tokens / report.documents:.0f} tokens "
-            f"({report.data}), cut at {report.max_length}; {report.rounds} rounds, {report.threads} threads, "
-            f"{report.machine['cpu']}"
-        ),
-        soft_wrap=True,
-    )
-    _show_speed(console, report)
-    if any(row.short_p50_s is not None for row in report.rows):
-        _show_short(console, report)
-    if any(row.import_s is not None for row in report.rows):
-        _show_processes(console, report)
-    if report.sizes:
-        _show_sizes(console, report)
-    for note in report.notes:
-        console.print(Text(f"Left out: {note}", style="yellow"), soft_wrap=True)
-    console.print(Text(_verdict(report)), soft_wrap=True)
-
-
-def _show_speed(console: Console, report: Report) -> None:
-    table = _table(
-        None,
-        "documents/s",
-        f"x {report.baseline}",
-        "range",
-        "nDCG@10",
-        "top-10 overlap",
-        "logits",
-        "of products",
-    )
-    for row in report.rows:
-        table.add_row(
-            _label(row),
-            f"{row.documents_per_s:,.1f}",
-            f"{row.ratio:.2f}",
-            f"{row.ratio_low:.2f}-{row.ratio_high:.2f}",
-            f"{row.ndcg_difference:+.4f}",
-            f"{row.overlap:.3f}",
-            "-" if row.logit_difference is None else f"{row.logit_difference:.1e}",
-            "-" if row.products_share is None else f"{row.products_share:.0%}",
-        )
-    console.print(table)
-    graded = "by the judgements" if report.judged else "by the reference's own top 10"
-    console.print(
-        Text(
-            f"nDCG@10 ({graded}), overlap and largest logit difference are against {report.reference}; of products: "
-            "the share of the rate that the model's matrix products alone reach here.\n"
-        ),
-        soft_wrap=True,
-    )
-
-
-def _show_short(console: Console, report: Report) -> None:
-    table = _table("A call with 10 candidates of 50 tokens", "p50 ms", "p95 ms")
-    for row in report.rows:
-        table.add_row(_label(row), _number(row.short_p50_s, 1e3, ".1f"), _number(row.short_p95_s, 1e3, ".1f"))
-    console.print(table)
-    if report.overheads:
-        table = _table("What an adapter adds to it", "p50 ms", "added ms", "share")
-        for item in report.overheads:
-            table.add_row(
-                f"{item.name} ({item.engine})",
-                f"{item.median_s * 1e3:.2f}",
-                f"{item.added_s * 1e3:+.2f}",
-                f"{item.share:+.1%}",
-            )
-        console.print(table)
-
-
-def _show_processes(console: Console, report: Report) -> None:
-    table = _table("A fresh process", "import s", "first score s", "peak MB, 1,000 candidates")
-    for row in report.rows:
-        table.add_row(
-            _label(row),
-            _number(row.import_s, 1, ".2f"),
-            _number(row.first_score_s, 1, ".2f"),
-            _megabytes(row.peak_bytes),
-        )
-    console.print(table)
-
-
-def _show_sizes(console: Console, report: Report) -> None:
-    table = _table("From few candidates to many", "candidates", "seconds", "us a token", "peak MB")
-    for size in report.sizes:
-        table.add_row(
-            size.name,
-            f"{size.candidates:,}",
-            f"{size.seconds:.2f}",
-            f"{size.per_token_s * 1e6:.1f}",
-            _megabytes(size.peak_bytes),
-        )
-    console.print(table)
-
-
-def _verdict(report: Report) -> str:
-    if not report.differing:
-        return f"The order is the same everywhere: the top 10 of {report.reference}, in its order."
-    rows = "\n".join(
-        f"  {row.name}: top-10 overlap {row.overlap:.3f}, nDCG@10 {row.ndcg_difference:+.4f}"
-        for row in report.differing
-    )
-    return f"The order differs from that of {report.reference}:\n{rows}"
-
-
-def _label(row: Row) -> Text:
-    return Text(row.name, style="bold" if row.ours else "")
-
-
-def _number(value: float | None, factor: float, how: str) -> str:
-    return "-" if value is None else format(value * factor, how)
-
-
-def _megabytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:,.0f}"
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(Text(column), justify="right")
-    return table
+    for name in ("documents/s", "x the first", f"{SHORT} texts, ms", "same top 10"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report["rows"]:
+        table.add_row(
+            Text(row["name"]),
+            f"{row['documents_per_s']:,.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['short_p50_s'] * 1e3:.1f}",
+            "yes" if row["same_top_10"] else "no",
+        )
+    console.print(table)
+    console.print(Text(f"{report['candidates']} candidates, {report['rounds']} rounds, {report['processor']}"))
+    for note in report["notes"]:
+        console.print(Text(f"Left out: {note}", style="yellow"), soft_wrap=True)

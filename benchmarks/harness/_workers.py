@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rerank_plugins.benchmark._contenders import Contender
+from harness._contenders import Contender
 from rerank_plugins.errors import ScoringError
 
 __all__ = ["Worker"]

@@ -74,7 +74,7 @@ def prepare_model(
 
     Raises:
         ConfigurationError: The model gives more than one logit a pair, or is a causal language model.
-        MissingDependencyError: The extra ``benchmark`` is not installed.
+        MissingDependencyError: What requirements/benchmarks.txt names is not installed.
         ModelLoadError: The model is missing, or cannot be converted.
     """
     if model is None:
@@ -157,9 +157,9 @@ def _link(source: Path, target: Path) -> None:
 
 def _seeded(directory: Path) -> Path:
     """The trunk of all-MiniLM-L6-v2 under a head whose logits spread as those of a trained one do."""
-    torch = import_extra("torch", "benchmark")
-    transformers = import_extra("transformers", "benchmark")
-    trunk = minilm_directory("benchmark")
+    torch = import_extra("torch", "train")
+    transformers = import_extra("transformers", "train")
+    trunk = minilm_directory("train")
     # Progress bars, and a report that the head is new: it is meant to be.
     with torch.random.fork_rng(devices=[]), silent(), contextlib.redirect_stderr(io.StringIO()):
         torch.manual_seed(0)

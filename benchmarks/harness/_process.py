@@ -6,11 +6,11 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from rerank_plugins.benchmark._contenders import Contender
-from rerank_plugins.benchmark._model import Model
-from rerank_plugins.benchmark._report import Size
-from rerank_plugins.benchmark._work import Call, many_texts
-from rerank_plugins.benchmark._workers import Worker
+from harness._contenders import Contender
+from harness._model import Model
+from harness._report import Size
+from harness._work import Call, many_texts
+from harness._workers import Worker
 from rerank_plugins.errors import ScoringError
 
 __all__ = ["MEMORY_CANDIDATES", "SIZES", "import_and_start", "measure_size", "measure_sizes", "memory_limit"]

@@ -40,13 +40,13 @@ class Engine:
 def ours(model: str, *, backend: str, precision: str) -> Engine:
     """`Reranker.rank`."""
     reranker = _reranker(model, backend, precision)
-    return Engine(reranker.rank, lambda ranking: [item.index for item in ranking], reranker.score)
+    return Engine(reranker.rank, lambda ranking: [item.index for item in ranking], reranker.logits)
 
 
 def ours_score(model: str, *, backend: str, precision: str) -> Engine:
     """`Reranker.score`: what the adapters add to."""
     reranker = _reranker(model, backend, precision)
-    return Engine(reranker.score, _descending, reranker.score)
+    return Engine(reranker.score, _descending, reranker.logits)
 
 
 def ours_langchain(model: str, *, backend: str, precision: str) -> Engine:
@@ -143,87 +143,6 @@ def rerankers(model: str) -> Engine:
     return Engine(ranker.rank, lambda ranked: [item.document.doc_id for item in ranked.results], logits)
 
 
-def products(shapes: list[list[int]], *, library: str, precision: str) -> Callable[[], None]:
-    """Matrix products alone.
-
-    Args:
-        shapes: Rows *batch, m, k, n, count*: `count` products of (batch, m, k) and (batch, k, n); where batch is 1 the
-            second one is a weight.
-        library: ``"torch"``, ``"onnx"`` or ``"openvino"``.
-        precision: ``"fp32"``, ``"bf16"`` or, on OpenVINO, ``"int8"``: products with weights then take both factors as
-            bytes, the others stay in float32, as in the engine.
-
-    Returns:
-        A function that computes all of them once.
-    """
-    make = _torch_product if library == "torch" else _graph_product
-    made = [(make(tuple(row[:4]), library, precision), row[4]) for row in shapes]
-
-    def everything() -> None:
-        for product, count in made:
-            for _ in range(count):
-                product()
-
-    return everything
-
-
-def _torch_product(shape: tuple[int, ...], library: str, precision: str) -> Callable[[], Any]:
-    import torch
-
-    batch, m, k, n = shape
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    lead = (batch,) if batch > 1 else ()
-    a, b, out = (torch.rand(*lead, *size).to(dtype) for size in ((m, k), (k, n), (m, n)))
-    return lambda: torch.matmul(a, b, out=out)
-
-
-def _graph_product(shape: tuple[int, ...], library: str, precision: str) -> Callable[[], Any]:
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
-    batch, m, k, n = shape
-    lead = [batch] if batch > 1 else []
-    random = np.random.default_rng(0)
-    a, b = (random.random([*lead, *size], dtype=np.float32) for size in ((m, k), (k, n)))
-    inputs = [helper.make_tensor_value_info("a", TensorProto.FLOAT, a.shape)]
-    feeds = {"a": a}
-    weights = []
-    nodes = [helper.make_node("MatMul", ["a", "b"], ["c"])]
-    if batch > 1:
-        inputs.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, b.shape))
-        feeds["b"] = b
-    elif precision == "int8":
-        constants = {"step": np.float32(1 / 255), "zero": np.uint8(0), "bytes": (b * 127).astype(np.int8)}
-        weights += [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-        nodes = [
-            helper.make_node("QuantizeLinear", ["a", "step", "zero"], ["rounded"]),
-            helper.make_node("DequantizeLinear", ["rounded", "step", "zero"], ["left"]),
-            helper.make_node("DequantizeLinear", ["bytes", "step"], ["right"]),
-            helper.make_node("MatMul", ["left", "right"], ["c"]),
-        ]
-    else:
-        weights.append(numpy_helper.from_array(b, "b"))
-    graph = helper.make_graph(
-        nodes,
-        "product",
-        inputs,
-        [helper.make_tensor_value_info("c", TensorProto.FLOAT, [*lead, m, n])],
-        weights,
-    )
-    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
-    if library == "openvino":
-        import openvino
-
-        core = openvino.Core()
-        hint = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
-        request = core.compile_model(core.read_model(content), "CPU", hint).create_infer_request()
-        return lambda: request.infer(feeds, share_inputs=True, share_outputs=True)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, feeds)
-
-
 def _reranker(model: str, backend: Any, precision: Any) -> Any:
     from rerank_plugins.reranker import Reranker
 
@@ -311,7 +230,6 @@ def peak_bytes() -> int | None:
 class _Worker:
     def __init__(self) -> None:
         self.engines: dict[str, Engine] = {}
-        self.products: Callable[[], None] | None = None
 
     def limit(self, size: int) -> dict[str, Any]:
         """Fail rather than drive the machine out of memory."""
@@ -352,18 +270,6 @@ class _Worker:
             engine.rerank(query, prepared)
             seconds.append(time.perf_counter() - start)
         return {"seconds": seconds}
-
-    def load_products(self, shapes: list[list[int]], library: str, precision: str, threads: int) -> dict[str, Any]:
-        pin(library, threads)
-        self.products = products(shapes, library=library, precision=precision)
-        self.products()
-        return {}
-
-    def time_products(self) -> dict[str, Any]:
-        assert self.products is not None
-        start = time.perf_counter()
-        self.products()
-        return {"seconds": [time.perf_counter() - start]}
 
     def peak(self) -> dict[str, Any]:
         return {"bytes": peak_bytes()}

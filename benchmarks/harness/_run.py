@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rerank_plugins.benchmark import _process
-from rerank_plugins.benchmark._contenders import AGAINST, Contender, adapters, missing, opponents, our_engines
-from rerank_plugins.benchmark._model import Model, prepare_model
-from rerank_plugins.benchmark._products import product_shapes
-from rerank_plugins.benchmark._quality import compare_orders
-from rerank_plugins.benchmark._report import Overhead, Report, Row, Size, machine, versions
-from rerank_plugins.benchmark._work import Call, Work, read_work, sample_work, short_calls
-from rerank_plugins.benchmark._workers import Worker
+from harness import _process
+from harness._contenders import AGAINST, Contender, adapters, missing, opponents, our_engines
+from harness._model import Model, prepare_model
+from harness._quality import compare_orders
+from harness._report import Overhead, Report, Row, Size, machine, versions
+from harness._work import Call, Work, read_work, sample_work, short_calls
+from harness._workers import Worker
 from rerank_plugins.errors import ConfigurationError, ScoringError
 
 __all__ = ["run"]
@@ -134,7 +133,6 @@ class _Benchmark:
         self.entries: list[_Entry] = []
         self.notes: list[str] = []
         self.turns: list[str] = []
-        self.product_seconds: dict[tuple[str, str], list[float]] = {}
 
     # -- loading ------------------------------------------------------------------------------------------------
 
@@ -187,8 +185,7 @@ class _Benchmark:
     # -- measuring ----------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
-        """The rounds over the work, with the matrix products among the contenders."""
-        products = self._products()
+        """The rounds over the work."""
         for number in range(self.rounds):
             for entry in self._round(number):
                 share = 0.3 + 0.4 * (number + self.entries.index(entry) / len(self.entries)) / self.rounds
@@ -197,9 +194,6 @@ class _Benchmark:
                 if seconds is not None:
                     entry.seconds.append(sum(seconds))
                     self.turns.append(entry.contender.name)
-            for key, worker in products.items():
-                time.sleep(SETTLE_S)
-                self.product_seconds[key] += worker.ask("time_products")["seconds"]
 
     def _round(self, number: int) -> Iterator[_Entry]:
         """Everybody once. Each round begins with another one, so that nobody always follows the same one."""
@@ -215,29 +209,6 @@ class _Benchmark:
             self.entries.remove(entry)
             return None
         return found
-
-    def _products(self) -> dict[tuple[str, str], Worker]:
-        workers: dict[tuple[str, str], Worker] = {}
-        for key in dict.fromkeys(_products_key(entry.contender) for entry in self.entries):
-            library, precision = key
-            if not library:
-                continue
-            self.tell(f"matrix products in {precision} on {library}", 0.3)
-            shapes = product_shapes(self.model.config, self.lengths, library)
-            if not shapes:
-                family = self.model.config.get("model_type")
-                self.notes.append(f"matrix products: not known for the family {family!r}, so no share of them is given")
-                break
-            worker = self.stack.enter_context(Worker(self.threads))
-            try:
-                worker.ask("load_products", shapes=shapes, library=library, precision=precision, threads=self.threads)
-            except ScoringError as error:
-                worker.close()
-                self.notes.append(f"matrix products in {precision} on {library}: {error}")
-                continue
-            workers[key] = worker
-            self.product_seconds[key] = []
-        return workers
 
     def measure_short(self) -> None:
         """Rounds of short calls."""
@@ -353,7 +324,6 @@ class _Benchmark:
         quality = compare_orders(self.work, entry.orders, entry.logits, reference.orders, reference.logits)
         seconds = np.asarray(entry.seconds)
         ratios = np.asarray(baseline.seconds) / seconds
-        products = self.product_seconds.get(_products_key(entry.contender))
         return Row(
             name=entry.contender.name,
             ours=entry.contender.ours,
@@ -367,17 +337,10 @@ class _Benchmark:
             overlap=quality.overlap,
             same_order=quality.same_order,
             logit_difference=quality.logit_difference,
-            products_share=float(np.median(np.asarray(products) / seconds)) if products else None,
             seconds=tuple(entry.seconds),
             short_p50_s=float(np.percentile(entry.short, 50)) if entry.short else None,
             short_p95_s=float(np.percentile(entry.short, 95)) if entry.short else None,
         )
-
-
-def _products_key(contender: Contender) -> tuple[str, str]:
-    # ONNX Runtime makes int8 weights float again.
-    rounded = contender.precision == "int8" and contender.library != "openvino"
-    return contender.library, "fp32" if rounded else contender.precision
 
 
 def _cores() -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rerank_plugins._extras import import_extra
-from rerank_plugins.benchmark._report import Report
+from harness._report import Report
 
 __all__ = ["write_plot"]
 
@@ -18,15 +17,13 @@ def write_plot(report: Report, path: str | os.PathLike[str]) -> None:
     Args:
         report: What to draw.
         path: A file; its ending (``.png``, ``.svg``, ``.pdf``) says what it becomes.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
     """
-    figures = import_extra("matplotlib.figure", "benchmark")
+    from matplotlib.figure import Figure
+
     rows = list(reversed(report.rows))
     ratios = [row.ratio for row in rows]
     # A figure of its own, without pyplot: no state of the caller's is touched.
-    figure = figures.Figure(figsize=(9, 1.4 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.4 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(
         [row.name for row in rows],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rerank_plugins.benchmark._work import Work
+from harness._work import Work
 from rerank_plugins.evaluation import measure_run
 
 __all__ = ["Quality", "compare_orders"]

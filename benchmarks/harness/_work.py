@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rerank_plugins.benchmark._model import Model
+from harness._model import Model
 from rerank_plugins.errors import InputError
 from rerank_plugins.evaluation import BeirDataset
 from rerank_plugins.evaluation._beir import read_collection

@@ -43,13 +43,11 @@ class Row:
         ratio: Its rate over the baseline's in the same round; median over rounds.
         ratio_low: Lowest of these ratios.
         ratio_high: Highest of these ratios.
-        ndcg: nDCG@10; see `rerank_plugins.benchmark._quality.Quality`.
+        ndcg: nDCG@10; see `harness._quality.Quality`.
         ndcg_difference: nDCG@10 less the reference's.
         overlap: Share of the reference's top 10 that is in its top 10.
         same_order: Whether its top 10 are the reference's, in the same order.
         logit_difference: Largest difference of logits to the reference's; None where it gives none.
-        products_share: Its rate over the rate that the model's matrix products alone reach on its library and in its
-            precision, in the same round; median over rounds. None where that was not measured.
         seconds: Of each round.
         short_p50_s: Median of a short call; None where it was not measured, as for all that follow.
         short_p95_s: 95th percentile of a short call.
@@ -70,7 +68,6 @@ class Row:
     overlap: float
     same_order: bool
     logit_difference: float | None
-    products_share: float | None
     seconds: tuple[float, ...]
     short_p50_s: float | None = None
     short_p95_s: float | None = None
