@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
@@ -23,8 +24,9 @@ from rerank_plugins.backends import Backend, Pair, as_backend, load_backend
 from rerank_plugins.cache import ScoreCache
 from rerank_plugins.errors import is_passing
 from rerank_plugins.pipeline import TextLogits, cache_digest, class_column, score_pairs
+from rerank_plugins.ranking import make_ranking, scores
 from rerank_plugins.settings import Settings, documentation
-from rerank_plugins.types import Candidate, RankedCandidate, Ranking
+from rerank_plugins.types import Candidate, Limits, Ranking
 
 __all__ = ["Reranker"]
 
@@ -206,7 +208,7 @@ class Reranker:
             InputError: The query is blank or too long, or something is no string.
             ScoringError: The engine failed, or a logit is not finite.
         """
-        return self._scores(self._text_logits(query, texts).logits)
+        return scores(self.settings, self._text_logits(query, texts).logits)
 
     def logits(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """Raw logits of texts for a query, or the log-odds of the chosen class.
@@ -284,7 +286,7 @@ class Reranker:
             InputError: As for `rank`.
             ScoringError: As for `rank`.
         """
-        return self._rank_until(until(deadline_s), requests, top_n, min_score, max_tokens)
+        return self._rank_until(until(deadline_s), requests, Limits(top_n, min_score, max_tokens))
 
     async def ascore(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
         """As `score`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
@@ -319,17 +321,10 @@ class Reranker:
     ) -> list[Ranking]:
         """As `rank_many`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
         # From now, not from when a thread is free.
-        return await in_thread(self._rank_until, until(deadline_s), requests, top_n, min_score, max_tokens)
+        return await in_thread(self._rank_until, until(deadline_s), requests, Limits(top_n, min_score, max_tokens))
 
-    def _rank_until(
-        self,
-        until: float | None,
-        requests: Iterable[Request],
-        top_n: int | None,
-        min_score: float | None,
-        max_tokens: int | None,
-    ) -> list[Ranking]:
-        selection.check_limits(top_n, min_score, max_tokens)
+    def _rank_until(self, until: float | None, requests: Iterable[Request], limits: Limits) -> list[Ranking]:
+        selection.check_limits(*limits)
         jobs = [(checked_query(query), checked_candidates(candidates)) for query, candidates in requests]
         pairs = [(query, item.text) for query, items in jobs for item in items]
         fallback = None
@@ -343,7 +338,7 @@ class Reranker:
             _say(fallback)
             if other != "keep_order":
                 left = None if until is None else max(1e-3, until - time.monotonic())
-                ranked = other.rank_many(jobs, top_n, min_score, max_tokens=max_tokens, deadline_s=left)
+                ranked = other.rank_many(jobs, *limits[:2], max_tokens=limits.max_tokens, deadline_s=left)
                 return [
                     replace(one, fallback=f"{fallback}; {one.fallback or 'ranked by ' + one.model}") for one in ranked
                 ]
@@ -357,7 +352,8 @@ class Reranker:
             part = TextLogits(scored.logits[own], scored.truncated[own], scored.scored[own])
             late = int((~part.scored).sum())
             reason = fallback or f"time was up: {late} of {len(items)} candidates were not scored"
-            rankings.append(self._ranking(query, items, part, reason if late else None, top_n, min_score, max_tokens))
+            count = functools.partial(self._token_counts, items)
+            rankings.append(make_ranking(self.settings, query, items, part, limits, count, reason if late else None))
         return rankings
 
     def _text_logits(self, query: str, texts: Sequence[str]) -> TextLogits:
@@ -370,46 +366,6 @@ class Reranker:
             return TextLogits.blank(len(pairs))
         backend = self._loaded()
         return score_pairs(backend, self._cache, self._cache_digest(backend), self.settings, pairs, until)
-
-    def _scores(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        calibration = self.settings.calibration
-        if calibration is not None:
-            logits = np.where(logits > selection.BLANK_LOGIT, calibration(logits), logits)
-        return selection.to_scale(logits, self.settings.scale)
-
-    def _ranking(
-        self,
-        query: str,
-        items: Sequence[Candidate],
-        found: TextLogits,
-        fallback: str | None,
-        top_n: int | None,
-        min_score: float | None,
-        max_tokens: int | None,
-    ) -> Ranking:
-        scores = self._scores(found.logits)
-        # No threshold for what has no score.
-        judged = np.where(found.scored, scores, np.inf)
-        kept = selection.select(selection.order(found.logits), judged, min_score=min_score, top_n=top_n)
-        if max_tokens is not None and kept:
-            kept = selection.within_tokens(kept, lambda some: self._token_counts(items, some), max_tokens)
-        return Ranking(
-            query=query,
-            items=tuple(
-                RankedCandidate(
-                    candidate=items[i],
-                    score=float(scores[i]) if found.scored[i] else None,
-                    logit=float(found.logits[i]) if found.scored[i] else None,
-                    index=i,
-                    rank=rank,
-                    truncated=bool(found.truncated[i]),
-                )
-                for rank, i in enumerate(kept, start=1)
-            ),
-            model=self.model_name,
-            scale=self.settings.scale,
-            fallback=fallback,
-        )
 
     def _token_counts(self, items: Sequence[Candidate], some: Sequence[int]) -> list[int]:
         return [len(offsets) for offsets in self._loaded().token_offsets([items[i].text for i in some])]

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import KW_ONLY, Field, asdict, dataclass, field, fields, replace
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ from rerank_plugins import models
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.passages import check_windows
-from rerank_plugins.types import BackendName, Precision, Scale
+from rerank_plugins.types import BackendName, Order, Precision, Scale
 
 __all__ = ["Settings"]
 
@@ -92,6 +92,30 @@ def _on_error(name: str, value: Any) -> Any:
     if value in ("raise", "keep_order") or callable(getattr(value, "rank_many", None)):
         return value
     raise _wrong(name, "'raise', 'keep_order' or another Reranker", value)
+
+
+def _dedup(name: str, value: Any) -> float | None:
+    if value is None or value == "exact":
+        return None if value is None else 1.0
+    return _share(name, value, "'exact', a likeness above 0 and at most 1, or None", above=0.0)
+
+
+def _fusion(name: str, value: Any) -> str | float | None:
+    if value is None or value == "rrf":
+        return None if value is None else "rrf"
+    return _share(name, value, "'rrf', a weight of the first stage from 0 to 1, or None")
+
+
+def _share(name: str, value: Any, expected: str, *, above: float = -1.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not above < float(value) or not 0 <= float(value) <= 1:
+        raise _wrong(name, expected, value)
+    return float(value)
+
+
+def _callable(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise _wrong(name, "a function, or None", value)
+    return value
 
 
 def _setting(default: Any, check: Check, doc: str, *, loads: bool = False) -> Any:
@@ -187,6 +211,30 @@ class Settings:
         "revision, precision, maximum length or instruction are never read. A ready backend needs a ``fingerprint``.",
     )
 
+    dedup: float | None = _setting(
+        None,
+        _dedup,
+        'Leave out candidates that repeat a better one: ``"exact"`` for the same text (blanks and case aside), or the '
+        "smallest likeness, from 0 to 1, of a repetition (Jaccard index of five-character shingles). "
+        "`RankedCandidate.duplicates` has what was left out.",
+    )
+    fusion: str | float | None = _setting(
+        None,
+        _fusion,
+        'Let the first stage count too: ``"rrf"`` for reciprocal rank fusion, or the weight, from 0 to 1, of '
+        "`Candidate.first_stage_score` beside the logit, both brought to 0..1 within the list. Scores stay the same.",
+    )
+    adjust: Any = _setting(
+        None,
+        _callable,
+        "Called with each `RankedCandidate` that was scored; returns a number that is added to its logit for the "
+        "order: recency, source, a boost by metadata. Logits and scores are reported without it.",
+    )
+    order: Order = _setting(
+        "best_first",
+        partial(_choice, of=Order),
+        '``"best_first"``, or ``"ends"`` for the best at both ends of what is returned; ranks stay those of quality.',
+    )
     on_error: Any = _setting(
         "raise",
         _on_error,

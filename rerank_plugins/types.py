@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from rerank_plugins.errors import InputError
 
-__all__ = ["BackendName", "Candidate", "Precision", "RankedCandidate", "Ranking", "Scale"]
+__all__ = ["BackendName", "Candidate", "Limits", "Order", "Precision", "RankedCandidate", "Ranking", "Scale"]
 
 BackendName = Literal["auto", "onnx", "openvino", "torch"]
 """An engine, or ``"auto"`` for the first that can run the model."""
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 """The number format of the arithmetic, or ``"auto"`` for one that leaves the order as good as untouched."""
+Order = Literal["best_first", "ends"]
+"""How what is returned is ordered: the best first, or the best at both ends."""
 Scale = Literal["probability", "logit"]
 """What ``score`` means: a probability in 0..1, or the raw logit of the model."""
 
@@ -56,6 +58,8 @@ class RankedCandidate:
         rank: Place in this ranking, from 1.
         first_stage_rank: Place before reranking, from 1: ``index + 1``.
         truncated: Whether the end of the text was cut off to fit the model.
+        duplicates: Positions in the caller's list of candidates that repeat this one and were left out; see
+            `Settings.dedup`.
     """
 
     candidate: Candidate
@@ -64,6 +68,7 @@ class RankedCandidate:
     index: int
     rank: int
     truncated: bool = False
+    duplicates: tuple[int, ...] = ()
 
     @property
     def scored(self) -> bool:
@@ -80,6 +85,17 @@ class RankedCandidate:
     def text(self) -> str:
         """The text of the candidate."""
         return self.candidate.text
+
+
+class Limits(NamedTuple):
+    """What is kept of a ranking; None keeps all."""
+
+    top_n: int | None = None
+    """The best so many."""
+    min_score: float | None = None
+    """Those that score at least this."""
+    max_tokens: int | None = None
+    """The best ones until their tokens exceed this."""
 
 
 @dataclass(frozen=True, slots=True)

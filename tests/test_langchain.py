@@ -230,6 +230,11 @@ def test_every_keyword_of_reranker_is_taken() -> None:
         "passage_overlap": 5,
         "calibration": {"slope": 2.0, "intercept": -1.0},
         "cache": "scores.sqlite",
+        "dedup": 0.9,
+        "fusion": "rrf",
+        "adjust": len,
+        "order": "ends",
+        "on_error": "keep_order",
     }
     assert set(given) == set(Reranker().config)
     assert CrossEncoderRerank(**given)._own.config == given
