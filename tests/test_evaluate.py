@@ -299,7 +299,10 @@ def test_an_interrupted_evaluation_goes_on(folder: Path, tmp_path: Path) -> None
     )
     again = evaluate(folder, {"model": model}, work=tmp_path / "work")
     assert counted(model) == []
-    assert again.to_dict() == found.to_dict()
+    # One query was scored by the second run, all were kept for the third.
+    speeds = [run.datasets[0].models[0].speed for run in (found, again)]
+    assert [(speed.queries, speed.earlier) for speed in speeds if speed] == [(1, False), (3, True)]
+    assert again.to_dict()["datasets"][0]["per_query"] == found.to_dict()["datasets"][0]["per_query"]
 
 
 def test_a_changed_model_is_never_mixed_with_the_old_one(folder: Path, tmp_path: Path) -> None:
@@ -311,7 +314,8 @@ def test_a_changed_model_is_never_mixed_with_the_old_one(folder: Path, tmp_path:
 
     assert counted(new) == ["red fox", "blue whale", "green tree"]
     assert second.datasets[0].models[0].rankings["q1"] == ["d6", "d2", "d1"]
-    assert evaluate(folder, {"model": old}, work=work).to_dict() == first.to_dict()
+    again = evaluate(folder, {"model": old}, work=work)
+    assert again.to_dict()["datasets"][0]["per_query"] == first.to_dict()["datasets"][0]["per_query"]
     assert counted(old) == []
     assert len(list(work.glob("*.scores.jsonl"))) == 2
 
@@ -576,7 +580,7 @@ def test_report_shows_plots_and_the_best_and_worst_queries(found: Evaluation) ->
         "2 relevant documents from ranks 2–3 to 1": "gain",
         "1 relevant documents from ranks 2–3 to 2–3": "stay",
     }
-    first, second = text.split("bad &amp; ugly: gains and losses")[:2]
+    first, second = text.split("bad &amp; ugly</bdi>: gains and losses")[:2]
     assert first.count("<details>") == 2
     assert "red fox" in first.split("best queries")[1]
     worst = second.split("worst queries")[1].split("best queries")[0]
@@ -641,14 +645,19 @@ def test_command_writes_json_report_and_runs(fake: FakeBackend, folder: Path, tm
     assert [model["model"] for model in figures["datasets"][0]["models"]] == ["rerank-plugins/minilm-l6", "org/two"]
     assert "org/two" in paths["report.html"].read_text()
     assert len(list(paths["runs"].iterdir())) == 6
-    kept = len(fake.calls)
+    calls = len(fake.calls)
 
     again = call(str(folder), *models, "--json", str(tmp_path / "out.json"), "--work", str(paths["work"]))
     assert again.exit_code == 0, again.output
     assert "All models on toy" in again.stdout
-    assert json.loads((tmp_path / "out.json").read_text())["datasets"][0] == figures["datasets"][0]
+    kept = json.loads((tmp_path / "out.json").read_text())["datasets"][0]
+    assert kept["per_query"] == figures["datasets"][0]["per_query"]
+    # The times are those of the first run, and say so.
+    for before, after in zip(figures["datasets"][0]["models"], kept["models"], strict=True):
+        assert before["speed"] | {"earlier": True} == after["speed"]
+    assert "times of an earlier run, over 3 queries: --fresh measures anew" in again.stdout
     # Only the calls that recognise the models.
-    assert len(fake.calls) - kept == 2 * 3
+    assert len(fake.calls) - calls == 2 * 3
 
 
 def test_command_compares_engines(fake: FakeBackend, folder: Path) -> None:

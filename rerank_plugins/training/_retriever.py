@@ -17,7 +17,7 @@ import numpy as np
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
-from rerank_plugins.backends._torch import _no_progress_bars
+from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
 from rerank_plugins.training._card import public_name
 from rerank_plugins.training._data import Group, Pair, Triple, read_triples, split_pairs
@@ -139,7 +139,7 @@ def train_retriever(
         "data": _digest(training, dev),
     }
 
-    with _no_progress_bars():
+    with no_progress_bars():
         encoder = _encoder(source, device)
         own_length = encoder.max_seq_length
         encoder.max_seq_length = min(max_length, own_length or max_length)
