@@ -20,7 +20,12 @@ def no_progress_bars() -> Iterator[None]:
     transformers has one switch for the process; it is as it was when the last body has ended. Usable as a decorator.
     """
     global _inside, _shown_before
-    from transformers.utils import logging
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        # Who needs it will say so; nobody else shows bars.
+        yield
+        return
 
     with _lock:
         if not _inside:

@@ -185,7 +185,7 @@ def test_rebuild_builds_again(docs: Path) -> None:
     assert "Building an index" in demo(QUESTION, "--docs", docs, "--rebuild").stderr
 
 
-@pytest.mark.parametrize("name", ["index.json", "passages.json", "vectors.faiss"])
+@pytest.mark.parametrize("name", ["index.json", "passages.json", "vectors.f32"])
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
 def test_a_damaged_index_is_built_again(docs: Path, cache: Path, name: str, damage: bytes | None) -> None:
     whole = answers(QUESTION, "--docs", docs)[0]["reranked"]

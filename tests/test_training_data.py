@@ -104,9 +104,7 @@ def test_a_bad_triple_is_named(tmp_path: Path, change: dict[str, object], reason
 def test_a_pair_is_no_triple(tmp_path: Path) -> None:
     path = write(tmp_path / "triples.jsonl", GOOD, {"query": "q", "passage": "p", "label": 1})
 
-    with pytest.raises(
-        InputError, match="lacks .positive. and .negative.; keys found: query, passage, label"
-    ):
+    with pytest.raises(InputError, match="lacks .positive. and .negative.; keys found: query, passage, label"):
         read_triples(path)
 
 

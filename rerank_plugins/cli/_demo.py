@@ -129,7 +129,7 @@ def _open_index(docs: Path | None, rebuild: bool, console: Screen) -> tuple[Pass
         with bar("Building the index") as tell:
             index = build_index(corpus, embedder, directory, tell)
         build_s = time.perf_counter() - began
-        news = f"{_passages(index)} in {build_s:.0f} s, kept in {directory}"
+        news = f"{_passages(index)} in {build_s:.0f} s" + (f", kept in {directory}" if directory else "")
         console.print(news, style="dim", soft_wrap=True)
     for note in index.notes:
         console.print(f"Note: {note}", style="yellow", soft_wrap=True)

@@ -20,17 +20,17 @@ Run = dict[str, dict[str, float]]
 
 
 class Scores(Protocol):
-    """Anything with `Reranker.score`."""
+    """Anything with a method like `Reranker.score`; `logits` is taken where there is one."""
 
     def score(self, query: str, texts: list[str], /) -> Any:
-        """Logits of the texts, shape (n,), in input order."""
+        """Scores of the texts, shape (n,), in input order; higher is better."""
 
 
 HIGHEST_GRADE = 1000
 """trec_eval keeps a table as long as the highest grade, and wraps numbers beyond 32 bits."""
 
 Scorer = Scores | Callable[[str, list[str]], Any]
-"""A `Reranker`, or a function of a query and texts that gives their logits."""
+"""A `Reranker`, or a function of a query and texts that gives their scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +285,8 @@ def score_texts(scorer: Scorer, query: str, texts: Sequence[str]) -> NDArray[np.
     Raises:
         ScoringError: There is not one finite number for each text.
     """
-    score: Any = getattr(scorer, "score", scorer)
+    # A Reranker's scores may be probabilities, which run into each other near 0 and 1.
+    score: Any = getattr(scorer, "logits", None) or getattr(scorer, "score", scorer)
     logits = np.asarray(score(query, list(texts)), dtype=np.float64)
     if logits.shape != (len(texts),) or not np.isfinite(logits).all():
         raise ScoringError(
