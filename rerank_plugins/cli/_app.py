@@ -99,13 +99,14 @@ def in_options(message: str, command: Any) -> str:
             continue
         shown = max(options, key=len)
         off = [*getattr(parameter, "secondary_opts", []), f"without {shown}"][0]
-        message = re.sub(rf"\b{name}=True\b", shown, message)
-        message = re.sub(rf"\b{name}=False\b", off, message)
-        message = re.sub(rf"\b{name}=\.\.\.", shown, message)
-        message = re.sub(rf"\b{name}=(?=['\"\w.-])", f"{shown} ", message)
+        word = rf"(?<![\w./\\-]){name}"
+        message = re.sub(rf"{word}=True\b", shown, message)
+        message = re.sub(rf"{word}=False\b", off, message)
+        message = re.sub(rf"{word}=\.\.\.", shown, message)
+        message = re.sub(rf"{word}=(?=['\"\w.-])", f"{shown} ", message)
         if "_" in name:
-            message = re.sub(rf"(?<![\w.-]){name}(?![\w.=])", shown, message)
-        message = re.sub(rf"(?<![\w.-]){name}(?= (?:must|is|needs|belongs)\b)", shown, message)
+            message = re.sub(rf"{word}(?![\w./\\=])", shown, message)
+        message = re.sub(rf"{word}(?= (?:must|is|needs|belongs)\b)", shown, message)
     return message
 
 

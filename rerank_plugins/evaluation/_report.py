@@ -25,7 +25,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8eb; --soft: #9aa5af; --line: #3a4148; --paper: #16191c;
   --panel: #1f2428; --gain: #4aa8e0; --loss: #f08a3c;
   --shade: rgb(255 255 255 / 35%); } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 78rem;
   margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
