@@ -39,7 +39,7 @@ _UsageError: Any = typer.BadParameter.__base__
 def _told(command: Any) -> Iterator[None]:
     """Errors end a command with a message and an exit code; warnings are a line on standard error."""
     with warnings.catch_warnings():
-        warnings.showwarning = _screen.warning
+        warnings.showwarning = _screen.warning  # type: ignore[assignment]
         try:
             yield
         except _UsageError as error:
@@ -64,7 +64,7 @@ class _Command(TyperCommand):
         for option in self.params:
             value = ctx.params.get(str(option.name))
             if isinstance(value, float) and not math.isfinite(value):
-                raise typer.BadParameter(f"expected a finite number, got {value}.", ctx=ctx, param=option)
+                raise typer.BadParameter(f"expected a finite number, got {value}.", ctx=ctx, param=option)  # type: ignore[arg-type]
         return found
 
     def invoke(self, ctx: Any) -> Any:

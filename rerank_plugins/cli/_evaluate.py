@@ -132,6 +132,7 @@ def evaluate(
             resume=not fresh,
             progress=tell,
         )
+    _tell_trained(model or [], folders)
     if json_file != "-":
         _show(found)
     if json_file is not None:
@@ -146,6 +147,19 @@ def evaluate(
     if runs is not None:
         written = found.write_runs(runs)
         echo(f"Runs: {len(written)} files in {runs}", err=True)
+
+
+def _tell_trained(names: list[str], folders: list[Path]) -> None:
+    """Say which models know the answers."""
+    from rerank_plugins.training._data import is_trained_on
+
+    for name in names:
+        for folder in folders:
+            if is_trained_on(Path(name), folder):
+                echo(
+                    f"Warning: {name} was trained on {folder}. Its figures there say nothing about other queries.",
+                    err=True,
+                )
 
 
 def _work_directory() -> Path:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugins._paths import new_file
-from rerank_plugins._printable import json_text
-from rerank_plugins.errors import InputError
+from rerank_plugins._printable import json_text, parse_json
+from rerank_plugins.errors import InputError, RerankError
 from rerank_plugins.evaluation._beir import find_file, read_queries, read_rows, read_texts
-from rerank_plugins.evaluation._pairs import Pair, Triple, pairs_file, pairs_of_file, triples_of_file
+from rerank_plugins.evaluation._pairs import QUERIES, Pair, Triple, pairs_file, pairs_of_file, triples_of_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +144,9 @@ def read_triples(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 
 def _read_beir(folder: Path) -> tuple[list[Pair], list[str], list[Path]]:
     """Pairs, the corpus without its blank documents, and the files that were read."""
-    asked = find_file(folder, "queries.jsonl", "queries.jsonl.gz")
-    corpus = find_file(folder, "corpus.jsonl.gz", "corpus.jsonl")
-    splits: list[tuple[Path, str | None]] = [(find_file(folder, "qrels.tsv", "qrels/train.tsv"), None)]
-    if splits[0][0].name == "train.tsv":
-        splits = [(splits[0][0], "train")]
-        if (folder / "qrels" / "dev.tsv").is_file():
-            splits.append((folder / "qrels" / "dev.tsv", "dev"))
+    asked, corpus, *qrels = _beir_files(folder)
+    named = {"train.tsv": "train", "dev.tsv": "dev"}
+    splits = [(path, named.get(path.name)) for path in qrels]
     queries = read_queries(asked)
     documents = {name: text for _, name, text in read_texts(corpus)}
     judged: list[tuple[str, str, float, str | None]] = []
@@ -167,7 +163,33 @@ def _read_beir(folder: Path) -> tuple[list[Pair], list[str], list[Path]]:
         raise InputError(f"{splits[0][0]} has no relevant document (a score above 0): nothing can be learnt from it.")
     pairs = [Pair(queries[q], documents[d], max(0.0, grade / highest), split) for q, d, grade, split in judged]
     passages = [text for text in documents.values() if text.strip()]
-    return pairs, passages, [asked, corpus, *(path for path, _ in splits)]
+    return pairs, passages, [asked, corpus, *qrels]
+
+
+def is_trained_on(model: Path, data: Path) -> bool:
+    """Whether a model's directory says that it was trained on the judgements by which a file or folder is measured."""
+    try:
+        facts = parse_json((model / "training.json").read_bytes())
+        file = pairs_file(data)
+        if file is None:
+            files = _beir_files(data)
+            judged = find_file(data, "qrels.tsv", "qrels/test.tsv") in files
+        else:
+            files = [file]
+            judged = all(pair.split != "test" for pair in pairs_of_file(file))
+        return judged and _digest(files) in facts["data"]
+    except (OSError, ValueError, KeyError, TypeError, RerankError):
+        return False
+
+
+def _beir_files(folder: Path) -> list[Path]:
+    """Queries, corpus, and judgements to train on: one file, or one for each of the splits train and dev."""
+    asked = find_file(folder, *QUERIES)
+    corpus = find_file(folder, "corpus.jsonl.gz", "corpus.jsonl")
+    files = [asked, corpus, find_file(folder, "qrels.tsv", "qrels/train.tsv")]
+    if files[-1].name == "train.tsv" and (folder / "qrels" / "dev.tsv").is_file():
+        files.append(folder / "qrels" / "dev.tsv")
+    return files
 
 
 def _digest(files: Sequence[Path]) -> str:

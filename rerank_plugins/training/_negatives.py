@@ -21,8 +21,9 @@ from rerank_plugins._printable import json_text
 from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.evaluation._beir import score_texts
+from rerank_plugins.evaluation._pairs import Pair
 from rerank_plugins.reranker import Reranker
-from rerank_plugins.training._data import Group, Pair, answered, normalise, normalised, read_data
+from rerank_plugins.training._data import Group, answered, normalise, normalised, read_data
 from rerank_plugins.training._mining import BiEncoder, Progress, Vectors, labelled_groups, top
 from rerank_plugins.training._teacher import Model, as_reranker, sentence_encoders
 

@@ -20,8 +20,9 @@ from rerank_plugins._minilm import minilm_directory
 from rerank_plugins._paths import read_as_umask_says, writable_directory, write_file
 from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
+from rerank_plugins.evaluation._pairs import Pair, Triple
 from rerank_plugins.training._card import public_name
-from rerank_plugins.training._data import Group, Pair, Triple, read_triples, split_pairs
+from rerank_plugins.training._data import Group, read_triples, split_pairs
 from rerank_plugins.training._mining import Progress
 from rerank_plugins.training._retriever_card import retriever_card
 from rerank_plugins.training._retriever_trainer import MEASURES, fit_encoder, resume
