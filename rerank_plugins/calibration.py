@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rerank_plugins._paths import write_file
+from rerank_plugins._printable import json_text, parse_json
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.selection import to_scale
 
@@ -53,8 +54,12 @@ class Calibration:
         return np.asarray(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept, dtype=np.float64)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as a JSON object with ``slope`` and ``intercept``."""
-        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        """Write it as a JSON object with ``slope`` and ``intercept``.
+
+        Raises:
+            ConfigurationError: The file cannot be written.
+        """
+        write_file(path, json_text(asdict(self)) + "\n")
 
     @classmethod
     def of(cls, value: Calibration | Mapping[str, Any] | str | os.PathLike[str]) -> Calibration:
@@ -69,7 +74,7 @@ class Calibration:
         if isinstance(value, str | os.PathLike):
             origin = f"The calibration file {os.fspath(value)!r}"
             try:
-                value = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
+                value = parse_json(Path(value).expanduser().read_bytes())
             except (OSError, ValueError) as error:
                 raise ConfigurationError(
                     f"{origin} cannot be read: {error}. Make one with: rerank-plugins calibrate PAIRS --out OUT"

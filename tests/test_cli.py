@@ -1,19 +1,32 @@
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
+import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from checkpoints import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
 from typer.testing import CliRunner, Result
 
 from rerank_plugins import Reranker, __version__
+from rerank_plugins._paths import cache_directory, new_file, read_as_umask_says, writable_directory, write_file
+from rerank_plugins._printable import json_text, printable, without_secrets
 from rerank_plugins.backends._files import ModelFiles, converted_directory
-from rerank_plugins.cli._app import app
+from rerank_plugins.cli import _progress
+from rerank_plugins.cli._app import app, in_options
 from rerank_plugins.cli._rank import read_rows
+from rerank_plugins.cli._screen import Screen, styled
+from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.testing import FakeBackend
 
 COMMAND = Path(sys.executable).with_name("rerank-plugins")
@@ -66,7 +79,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert call("rerank").exit_code == 2
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "platformdirs"])
+@pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_cli_extra_it_says_what_to_install(missing: str) -> None:
     done = python(f"import sys; sys.modules[{missing!r}] = None; from rerank_plugins.cli import main; main()")
     assert done.returncode == 1
@@ -120,7 +133,7 @@ def test_rank_reads_plain_lines_from_standard_input(fake: FakeBackend) -> None:
     ("bad", "why"),
     [
         (b'{"text": "cut', "not valid JSON"),
-        (b'{"id": 3, "body": "x"}', "'id', 'body'"),
+        (b'{"id": 3, "body": "x"}', "keys found: id, body"),
         (b'{"text": 5}', '"text" is 5'),
         (b'{"text": null}', '"text" is None'),
         (b'["red fox"]', "as on the other lines"),
@@ -247,6 +260,313 @@ def test_console_script_ranks_with_the_bundled_model() -> None:
     assert "line 2" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("data", "texts"),
+    [
+        ('[{"text": "a red fox", "id": 1}, {"text": "blue"}]', ["a red fox", "blue"]),
+        ('[\n  {"text": "blue"},\n  {"text": "a red fox"}\n]\n', ["a red fox", "blue"]),
+        ('["blue", "a red fox"]', ["a red fox", "blue"]),
+        ('\ufeff[{"text": "blue"}]', ["blue"]),
+        ('{\n  "text": "blue",\n  "id": 1\n}', ["blue"]),
+        ('id,text\n1,blue\n2,"a red\nfox, indeed"\n', ["a red\nfox, indeed", "blue"]),
+        ("text;id\nblue;1\na red fox;2\n", ["a red fox", "blue"]),
+        ("id\ttext\r\n1\tblue\r\n2\ta red fox\r\n", ["a red fox", "blue"]),
+        ("[1] Introduction\n[2] The red fox\n", ["[2] The red fox", "[1] Introduction"]),
+        ("blue, not green\na red fox, it seems\n", ["a red fox, it seems", "blue, not green"]),
+    ],
+)
+def test_arrays_csv_and_lines_are_told_apart(fake: FakeBackend, data: str, texts: list[str]) -> None:
+    result = call("rank", "red fox", "-", stdin=data)
+    assert result.exit_code == 0, result.stderr
+    assert [row["text"] for row in lines(result.stdout)] == texts
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b'[{"text": "a"}, {"text": "b"', "look like a JSON array, which is not valid JSON"),
+        (b'[{"text": "a", "x": NaN}]', "NaN is no JSON value"),
+        (b'[{"text": "a"}]\n[{"text": "b"}]', "look like a JSON array"),
+        (b"id,body\n1,blue\n2,red\n", "columns found: id, body"),
+        ('{"text": "a"}'.encode("utf-16"), "UTF-16"),
+        (b"\x1f\x8b\x08", "gzip -dc"),
+        (b"PAR1\x00\x01", "zero bytes"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_file_that_is_none_of_them_is_refused_whole(fake: FakeBackend, data: bytes, why: str) -> None:
+    result = call("rank", "red", "-", stdin=data)
+    assert (result.exit_code, result.stdout, fake.calls) == (2, "", [])
+    assert why in result.stderr
+
+
+def test_a_name_that_ends_in_csv_is_believed(fake: FakeBackend, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("text\nblue\nred\n")
+    (tmp_path / "two.csv").write_text("A title,The body\nx,red\n")
+    assert [row["text"] for row in lines(call("rank", "red", str(tmp_path / "one.csv")).stdout)] == ["red", "blue"]
+    refused = call("rank", "red", str(tmp_path / "two.csv"))
+    assert refused.exit_code == 2
+    assert "columns found: A title, The body" in refused.stderr
+
+
+def test_items_of_an_array_are_named(fake: FakeBackend) -> None:
+    result = call("rank", "red", "-", stdin='[{"text": "red"}, 5, {"page_content": "x"}, null]')
+    assert result.exit_code == 2
+    assert [row["text"] for row in lines(result.stdout)] == ["red"]
+    assert [line.split(":")[1] for line in result.stderr.splitlines()] == [" item 2", " item 3", " item 4"]
+    assert "keys found: page_content" in result.stderr
+
+
+def test_numbers_that_json_cannot_hold_never_come_out(fake: FakeBackend) -> None:
+    data = '{"text": "red", "x": NaN}\n{"text": "blue", "x": 1e999}\n{"text": "ok", "x": 1e308}\n'
+    result = call("rank", "red", "-", stdin=data)
+    assert result.exit_code == 2
+    assert [row["x"] for row in lines(result.stdout)] == [1e308]
+    assert "line 1: not valid JSON: NaN" in result.stderr
+    assert "line 2: not valid JSON: the number 1e999 is too large" in result.stderr
+
+
+# -- foreign texts ----------------------------------------------------------------------------------------------
+
+HOSTILE = "a\x1b]0;T\x1b[2J \x9b8m \x7f\x07\r \u202eb\u2066 \u2028[/b] [red]c :smile: é🦊"
+SHOWN = "a\\x1b]0;T\\x1b[2J \\x9b8m \\x7f\\x07\\r \\u202eb\\u2066 \\u2028[/b] [red]c :smile: é🦊"
+
+
+def harmless(text: str) -> bool:
+    return printable(text) == text.replace("\t", "\\t")
+
+
+def test_control_characters_are_shown() -> None:
+    assert printable(HOSTILE) == SHOWN
+    assert printable("a\nb\tc\ud800") == "a\nb\\tc\\ud800"
+    assert printable("a\nb", one_line=True) == "a\\nb"
+    kept = "naïve 日本語 עברית नमस्ते 👩\u200d🚀 \u00ad\u200b"
+    assert printable(kept) == kept
+
+
+@given(st.text())
+def test_what_is_shown_has_no_control_character_left(text: str) -> None:
+    categories = {unicodedata.category(character) for character in printable(text).replace("\n", "")}
+    assert not categories & {"Cc", "Cs", "Zl", "Zp"}
+    assert json.loads(json_text(text)) == text
+    assert not {unicodedata.category(character) for character in json_text(text)} & {"Cc", "Cs", "Zl", "Zp"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://user:p@ss@host:6379/0", "redis://***@host:6379/0"),
+        ("see https://bob:PW@x.org/a?b and http://tok@y", "see https://***@x.org/a?b and http://***@y"),
+        ("https://x.org/a@b mail a@b.org", "https://x.org/a@b mail a@b.org"),
+    ],
+)
+def test_passwords_of_urls_are_not_shown(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+def test_rank_escapes_what_drives_a_terminal(fake: FakeBackend) -> None:
+    result = call("rank", "a", "-", stdin=as_lines([{"text": HOSTILE, HOSTILE: 1}]))
+    assert result.exit_code == 0, result.stderr
+    assert harmless(result.stdout)
+    (row,) = lines(result.stdout)
+    assert (row["text"], row[HOSTILE]) == (HOSTILE, 1)
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_tables_and_lines_show_texts_as_they_are(width: int) -> None:
+    out = io.StringIO()
+    screen = Screen(width=width)
+    screen.file = out
+    table = Table(title=HOSTILE)
+    table.add_column(HOSTILE)
+    table.add_row(HOSTILE)
+    table.add_row(styled(HOSTILE, "bold"))
+    screen.print(table)
+    screen.print(HOSTILE, style="dim")
+    assert harmless(out.getvalue())
+    assert "".join(SHOWN.split()) in "".join(out.getvalue().split())
+
+
+def test_a_bar_takes_any_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with _progress.bar(HOSTILE) as tell:
+        tell(f"[/b] {HOSTILE}\nsecond line", 0.5)
+    with _progress.spinner(f"[/b] {HOSTILE}"):
+        pass
+    written = capsys.readouterr().err
+    assert "[/b]" in written
+    assert "\x1b]0;" not in written
+    assert not {"\x9b", "\x07", "\u202e"} & set(written)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("rank", "q", "no\x1b[2J\u202efile"),
+        ("rank", "q", "-", "--model", "no\x1b[2J\u202emodel/at/all"),
+        ("train", "no\x1b[2J\u202efile", "--out", "x", "--steps", "1"),
+        ("evaluate", "no\x1b[2J\u202efolder"),
+        ("demo", "q", "--docs", "no\x1b[2J\u202edocs"),
+        ("convert", "no\x1b[2J\u202emodel", "x"),
+        ("no\x1b[2J\u202ecommand",),
+        ("rank", "--no\x1b[2J\u202eoption"),
+        ("--no\x1b[2J\u202eoption",),
+    ],
+)
+def test_errors_show_names_as_they_are(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments, stdin="text\n")
+    assert result.exit_code in (1, 2)
+    assert "\\x1b[2J" in result.stderr
+    assert harmless(result.stderr)
+
+
+def test_warnings_are_lines_like_errors(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(self: Reranker) -> Reranker:
+        warnings.warn(f"The cache redis://u:PW@h is slow {HOSTILE}", RuntimeWarning, stacklevel=2)
+        return self
+
+    monkeypatch.setattr(Reranker, "rank", lambda self, *rest: warn(self) and [])
+    result = call("rank", "q", "-", stdin="text\n")
+    assert result.stderr == f"Warning: The cache redis://***@h is slow {SHOWN}\n"
+
+
+# -- options ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("Give another one, or overwrite=True to replace it.", "Give another one, or --overwrite to replace it."),
+        ("with mine=True; with mine=False there are none", "with --mine; with --no-mine there are none"),
+        ("Give one of minutes=... and steps=...; got neither.", "Give one of --minutes and --steps; got neither."),
+        ("teacher_share must be from 0 to 1", "--teacher-share must be from 0 to 1"),
+        ("loss must be one of mix", "--loss must be one of mix"),
+        ("device='gpu' is unknown", "--device 'gpu' is unknown"),
+        ("'loss' must be a text, in loss.jsonl or a/device=x", "'loss' must be a text, in loss.jsonl or a/device=x"),
+        ("group_size.jsonl, my_group_size and a/group_size", "group_size.jsonl, my_group_size and a/group_size"),
+        ("a dev_fraction", "a dev_fraction"),
+    ],
+)
+def test_messages_name_options(message: str, told: str) -> None:
+    (command,) = [command for name, command in typer.main.get_command(app).commands.items() if name == "train"]
+    assert in_options(message, command) == told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("rank", "q", "-", "--min-score", "nan"),
+        ("rank", "q", "-", "--min-score", "inf"),
+        ("rank", "q", "-", "--max-length", "0"),
+        ("train", "x", "--out", "y", "--minutes", "inf"),
+        ("train", "x", "--out", "y", "--minutes", "nan"),
+        ("train", "x", "--out", "y", "--steps", "1", "--learning-rate", "nan"),
+        ("train", "x", "--out", "y", "--steps", "1", "--learning-rate", "-1"),
+        ("train", "x", "--out", "y"),
+        ("mine", "x", "--out", "y", "--margin", "nan"),
+        ("calibrate", "x", "--out", "y", "--precision", "1.5"),
+    ],
+)
+def test_options_are_checked(fake: FakeBackend, arguments: tuple[str, ...]) -> None:
+    result = call(*arguments, stdin="text\n")
+    assert (result.exit_code, result.stdout, fake.calls) == (2, "", [])
+    assert "--" in result.stderr
+
+
+def test_an_error_of_the_system_is_one_line(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Reranker, *rest: object) -> None:
+        raise OSError(28, "No space left on device", "x\x1b[2J")
+
+    monkeypatch.setattr(Reranker, "rank", full)
+    result = call("rank", "q", "-", stdin="text\n")
+    assert (result.exit_code, result.stderr) == (1, "Error: [Errno 28] No space left on device: 'x\\x1b[2J'\n")
+
+
+def test_python_m_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rerank_plugins", "--version"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, f"rerank-plugins {__version__}\n")
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "found"),
+    [
+        ("linux", {"HOME": "/home/u"}, "/home/u/.cache/rerank-plugins"),
+        ("linux", {"HOME": "/home/u", "XDG_CACHE_HOME": "/x"}, "/x/rerank-plugins"),
+        ("linux", {"HOME": "/home/u", "XDG_CACHE_HOME": "relative"}, "/home/u/.cache/rerank-plugins"),
+        ("darwin", {"HOME": "/Users/u"}, "/Users/u/Library/Caches/rerank-plugins"),
+        ("darwin", {"HOME": "/Users/u", "RERANK_PLUGINS_CACHE": "/r"}, "/r"),
+    ],
+)
+def test_there_is_one_cache_directory(
+    monkeypatch: pytest.MonkeyPatch, system: str, variables: dict[str, str], found: str
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "RERANK_PLUGINS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", system)
+    assert cache_directory() == Path(found)
+    if "RERANK_PLUGINS_CACHE" not in variables:
+        module = pytest.importorskip("platformdirs.macos" if system == "darwin" else "platformdirs.unix")
+        kind = module.MacOS if system == "darwin" else module.Unix
+        assert kind("rerank-plugins", appauthor=False).user_cache_dir == found
+
+
+def test_without_a_home_there_is_no_cache_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "RERANK_PLUGINS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert cache_directory() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of files")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_are_whole_and_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
+    target = tmp_path / "real"
+    (tmp_path / "link").symlink_to(target)
+    before = os.umask(umask)
+    try:
+        write_file(tmp_path / "link", "é\ud800\n")
+        with pytest.raises(TypeError), new_file(tmp_path / "link") as out:
+            out.writelines([b"half", "no bytes"])  # type: ignore[list-item]
+        (tmp_path / "made").mkdir(0o700)
+        (tmp_path / "made" / "weights").touch(0o600)
+        read_as_umask_says(tmp_path / "made")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "link").is_symlink()
+    assert target.read_bytes() == "é?\n".encode()
+    assert target.stat().st_mode & 0o777 == mode
+    assert (tmp_path / "made" / "weights").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o777 & ~umask
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "made", "real"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_permission_error_says_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigurationError, match="permission denied"):
+        write_file(tmp_path / "x", "")
+
+
+def test_what_is_no_place_for_a_file_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none" / "x"):
+        with pytest.raises(ConfigurationError, match="cannot be written"):
+            write_file(path, "")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        writable_directory(tmp_path / "file" / "below")
+
+
 # -- convert ----------------------------------------------------------------------------------------------------
 
 
@@ -323,4 +643,4 @@ def test_train_bundled_takes_its_own_settings_only(tmp_path: Path) -> None:
 def test_a_plain_line_after_a_json_line_is_a_broken_one() -> None:
     rows, problems = read_rows(b'{"text": "a"}\nnot json\n')
     assert rows == [{"text": "a"}]
-    assert [number for number, _ in problems] == [2]
+    assert [where for where, _ in problems] == ["line 2"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -185,7 +186,7 @@ def test_rebuild_builds_again(docs: Path) -> None:
     assert "Building an index" in demo(QUESTION, "--docs", docs, "--rebuild").stderr
 
 
-@pytest.mark.parametrize("name", ["index.json", "passages.json", "vectors.faiss"])
+@pytest.mark.parametrize("name", ["index.json", "passages.json", "vectors.f32"])
 @pytest.mark.parametrize("damage", [b"", b"{}", None])
 def test_a_damaged_index_is_built_again(docs: Path, cache: Path, name: str, damage: bytes | None) -> None:
     whole = answers(QUESTION, "--docs", docs)[0]["reranked"]
@@ -199,6 +200,57 @@ def test_a_damaged_index_is_built_again(docs: Path, cache: Path, name: str, dama
     assert json.loads(again.stdout)["reranked"] == whole
     assert demo(QUESTION, "--docs", docs, "--json").stderr == ""
     assert [path.name for path in (cache / "demo").iterdir()] == [kept.name]
+
+
+def damaged_vectors(kept: Path, change: str) -> None:
+    """Files that are not ours, under hashes that fit."""
+    content, vectors = (kept / "passages.json").read_bytes(), (kept / "vectors.f32").read_bytes()
+    facts = json.loads((kept / "index.json").read_text())
+    passages = json.loads(content)
+    if change == "garbage":
+        vectors = b"IxF2" + b"\xff" * 64
+    elif change == "truncated":
+        vectors = vectors[:-4]
+    elif change == "more vectors":
+        vectors += vectors[: 384 * 4]
+    elif change == "not finite":
+        vectors = b"\xff\xff\xff\x7f" * (len(vectors) // 4)
+    elif change == "no texts":
+        content = json.dumps([{**passage, "text": 5} for passage in passages]).encode()
+    elif change == "no list":
+        content = b'{"text": "a"}'
+    elif change == "nested":
+        content = b"[" * 100_000
+    facts["sha256"] = [hashlib.sha256(data).hexdigest() for data in (content, vectors)]
+    facts["notes"] = [5] if change == "notes" else facts["notes"]
+    (kept / "passages.json").write_bytes(content)
+    (kept / "vectors.f32").write_bytes(vectors)
+    (kept / "index.json").write_text("[" * 20_000 if change == "nested facts" else json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["garbage", "truncated", "more vectors", "not finite", "no texts", "no list", "nested", "notes", "nested facts"],
+)
+def test_an_index_is_read_against_a_schema(docs: Path, cache: Path, change: str) -> None:
+    demo(QUESTION, "--docs", docs)
+    (kept,) = (cache / "demo").iterdir()
+    assert _index.load_index(kept) is not None
+    damaged_vectors(kept, change)
+    assert _index.load_index(kept) is None
+
+
+def test_names_and_texts_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / "do[" / "b]"
+    folder.mkdir(parents=True)
+    (folder / "x\x1b[2J\u202ey.txt").write_text("bamboo \x1b]0;T\x1b[8m \x9b2J for the panda [/b]", encoding="utf-8")
+    for question in (QUESTION, "[/b] \x1b[2J\u202e"):
+        result = demo(question, "--docs", folder)
+        assert result.exit_code == 0, result.output
+        assert not set("\x1b\x9b\u202e") & set(result.stdout + result.stderr)
+        assert "[/b]" in result.stdout
+        assert "x\\x1b[2J\\u202ey.txt" in result.stdout
+    assert "do[/b]" in demo(QUESTION, "--docs", folder, "--rebuild").stderr
 
 
 def test_a_cache_that_cannot_be_written_is_told(docs: Path, cache: Path) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from rerank_plugins import Reranker
+from rerank_plugins import Reranker, __version__
 from rerank_plugins.cli._app import app
 from rerank_plugins.errors import ConfigurationError, InputError, RerankError, ScoringError
 from rerank_plugins.evaluation import Evaluation, compare, evaluate, write_report
-from rerank_plugins.evaluation._measures import parse_measures, split_measures
+from rerank_plugins.evaluation._measures import holm, parse_measures, split_measures
 from rerank_plugins.evaluation._report import report_html
 from rerank_plugins.testing import FakeBackend
 
@@ -122,6 +122,13 @@ def test_comparison_claims_nothing_where_a_test_is_not_defined() -> None:
 def test_names_of_measures_may_hold_blanks_within_parentheses() -> None:
     text = " nDCG@10, MRR(rel=2)@10  P(rel=1, judged_only=True)@5 "
     assert split_measures(text) == ["nDCG@10", "MRR(rel=2)@10", "P(rel=1, judged_only=True)@5"]
+
+
+def test_holm_corrects_for_the_number_of_tests() -> None:
+    # Smallest times 4, next times 3, ... and never below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize("name", ["nonsense", "nDCG@", "R@0", "nDCG@-1", "P", "AP(foo=1)", "nDCG@10 AP"])
@@ -299,7 +306,10 @@ def test_an_interrupted_evaluation_goes_on(folder: Path, tmp_path: Path) -> None
     )
     again = evaluate(folder, {"model": model}, work=tmp_path / "work")
     assert counted(model) == []
-    assert again.to_dict() == found.to_dict()
+    # One query was scored by the second run, all were kept for the third.
+    speeds = [run.datasets[0].models[0].speed for run in (found, again)]
+    assert [(speed.queries, speed.earlier) for speed in speeds if speed] == [(1, False), (3, True)]
+    assert again.to_dict()["datasets"][0]["per_query"] == found.to_dict()["datasets"][0]["per_query"]
 
 
 def test_a_changed_model_is_never_mixed_with_the_old_one(folder: Path, tmp_path: Path) -> None:
@@ -311,7 +321,8 @@ def test_a_changed_model_is_never_mixed_with_the_old_one(folder: Path, tmp_path:
 
     assert counted(new) == ["red fox", "blue whale", "green tree"]
     assert second.datasets[0].models[0].rankings["q1"] == ["d6", "d2", "d1"]
-    assert evaluate(folder, {"model": old}, work=work).to_dict() == first.to_dict()
+    again = evaluate(folder, {"model": old}, work=work)
+    assert again.to_dict()["datasets"][0]["per_query"] == first.to_dict()["datasets"][0]["per_query"]
     assert counted(old) == []
     assert len(list(work.glob("*.scores.jsonl"))) == 2
 
@@ -440,6 +451,116 @@ def test_judgements_where_beir_has_them(folder: Path) -> None:
     assert evaluate(folder, Overlap()).datasets[0].queries == ["q1", "q2", "q3", "lost"]
 
 
+def write_pairs(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_judged_pairs_are_a_test_set(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": "red fox", "passage": "a red door", "label": 0},
+        {"query": "red fox", "passage": "the red fox runs", "label": 1},
+        {"query": "blue whale", "positive": "blue whale song", "negative": ["blue paint", "a red door"]},
+    ]
+    file = write_pairs(tmp_path / "pairs.jsonl", *rows)
+    found = evaluate(file, Overlap(), measures=["nDCG@10", "R@10"]).datasets[0]
+
+    assert found.first_stage == "BM25"
+    assert found.dataset.documents == {
+        "p1": "a red door", "p2": "the red fox runs", "p3": "blue whale song", "p4": "blue paint",
+    }  # fmt: skip
+    assert found.dataset.qrels == {"q1": {"p1": 0, "p2": 1}, "q2": {"p3": 1, "p4": 0, "p1": 0}}
+    # Both passages with the word red, by BM25 and by common words.
+    assert found.candidates["q1"] == ["p2", "p1"]
+    assert found.models[0].comparisons["nDCG@10"].after == pytest.approx(1.0)
+    assert evaluate(tmp_path, Overlap()).datasets[0].dataset.qrels == found.dataset.qrels
+
+    file.with_name("run.tsv").write_text("q1\tp1\t1\nq1\tp2\t2\n")
+    again = evaluate(file, Overlap(), first_stage="run.tsv", measures=["MRR@10"]).datasets[0].models[0]
+    assert (again.comparisons["MRR@10"].before, again.comparisons["MRR@10"].after) == (0.25, 0.5)
+
+
+def test_the_test_split_of_pairs_is_what_counts(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"query": "red", "passage": "red fox", "label": 1, "split": "train"},
+        {"query": "blue", "passage": "blue whale", "label": 0.5, "split": "test"},
+        {"query": "blue", "passage": "red fox", "label": 0.25, "split": "test"},
+    ]
+    found = evaluate(write_pairs(tmp_path / "pairs.jsonl", *rows), Overlap()).datasets[0]
+    assert found.dataset.queries == {"q1": "blue"}
+    assert list(found.dataset.documents.values()) == ["red fox", "blue whale"]
+    # Labels that are no whole numbers count in hundredths, which keeps their proportion in nDCG.
+    assert found.dataset.qrels == {"q1": {"p2": 50, "p1": 25}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "a", "text": "b", "score": 1}\n', "keys found: question, text, score"),
+        ("query,passage,label\na,b,1\n", "looks like CSV, with the columns query, passage, label"),
+        ('{"_id": "q1", "text": "a"}\n', "BEIR folder: give the folder"),
+        ('{"query": "a", "passage": "b", "label": 0}\n', "no relevant passage"),
+    ],
+)
+def test_pairs_that_cannot_be_measured_say_why(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        evaluate(tmp_path / "pairs.jsonl", Overlap())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"key": KEY, "scores": ["x", 1, 2], "seconds": 1}',
+        '{"key": KEY, "scores": [NaN, 1, 2], "seconds": 1}',
+        '{"key": KEY, "scores": [1e999, 1, 2], "seconds": 1}',
+        '{"key": KEY, "scores": [1], "seconds": 1}',
+        '{"key": KEY, "scores": [[1], 1, 2], "seconds": 1}',
+        '{"key": KEY, "scores": [1, 2, 3], "seconds": "x"}',
+        '{"key": KEY, "scores": [1, 2, 3], "seconds": -1}',
+        '{"key": [], "scores": [1, 2, 3], "seconds": 1}',
+        "5",
+        "[" * 100_000,
+    ],
+)
+def test_damaged_scores_are_scored_again(folder: Path, tmp_path: Path, damage: str) -> None:
+    model = Overlap()
+    whole = evaluate(folder, {"model": model}, work=tmp_path / "work").to_dict()["datasets"][0]["per_query"]
+    (file,) = (tmp_path / "work").iterdir()
+    header, first, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([header, damage.replace("KEY", json.dumps(json.loads(first)["key"])), *rest]) + "\n")
+    counted(model)
+    again = evaluate(folder, {"model": model}, work=tmp_path / "work").to_dict()["datasets"][0]["per_query"]
+    assert again == whole
+    assert "red fox" in counted(model)
+
+
+@pytest.mark.parametrize("damage", ["5", "[" * 100_000, '{"q1": "d1"}', '{"q1": [1]}', '{"q1": ["d1", "d1"]}',
+                                    '{"q1": ["nowhere"]}', '{"none": []}', '{"q1": null}'])  # fmt: skip
+def test_a_damaged_search_is_made_again(tmp_path: Path, damage: str) -> None:
+    folder, work = write_folder(tmp_path / "toy", None), tmp_path / "work"
+    whole = evaluate(folder, Overlap(), work=work).datasets[0].candidates
+    (file,) = work.glob("first-stage-*.json")
+    file.write_text(damage)
+    assert evaluate(folder, Overlap(), work=work).datasets[0].candidates == whole
+    assert json.loads(file.read_text()).keys() == whole.keys()
+
+
+def test_a_search_that_cannot_be_kept_is_told_before_it_is_made(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "toy", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be kept.*RERANK_PLUGINS_CACHE"):
+        evaluate(folder, Overlap(), work=tmp_path / "file" / "work")
+
+
+def test_scores_are_logits_where_there_are_any(folder: Path) -> None:
+    # As probabilities, 40 and 50 are the same float64.
+    reranker = Reranker(FakeBackend(lambda query, text: 40.0 + 10 * ("fox" in text)))
+    found = evaluate(folder, reranker).datasets[0].models[0]
+    assert found.rankings["q1"] == ["d1", "d6", "d2"]
+    assert found.scores["q1"] == [50.0, 40.0, 40.0]
+
+
 # -- bad data ---------------------------------------------------------------------------------------------------
 
 
@@ -452,9 +573,19 @@ def test_judgements_where_beir_has_them(folder: Path) -> None:
         ("corpus.jsonl.gz", b"not gzip", "cannot be read"),
         ("corpus.jsonl.gz", gzip.compress(b'{"_id": "d1", "text": "a"}\n' * 999, mtime=0)[:40], "cannot be read"),
         ("corpus.jsonl.gz", gzip.compress(b"\n", mtime=0), "no document"),
-        ("corpus.jsonl.gz", gzip.compress(b'{"_id": "d1"}\n', mtime=0), "line 1"),
+        ("corpus.jsonl.gz", gzip.compress(b'{"_id": "d1"}\n', mtime=0), "line 1.* lacks 'text'; keys found: _id"),
+        ("corpus.jsonl.gz", gzip.compress(b'{"_id": "d1", "text": ["a"]}\n', mtime=0), "line 1: expected texts"),
+        ("corpus.jsonl.gz", gzip.compress(b'{"_id": "d1", "text": "' + b" " * (1 << 25), mtime=0), "line 1: longer"),
+        ("corpus.jsonl.gz", gzip.compress(b"[" * 100_000, mtime=0), "line 1: .*nested too deeply"),
+        ("queries.jsonl", b"_id,text\nq1,a\n", "looks like CSV, with the columns _id, text"),
+        ("queries.jsonl", b'[\n{"_id": "q1", "text": "a"}\n]', "looks like JSON over several lines"),
+        ("queries.jsonl", '{"_id": "q1", "text": "a"}'.encode("utf-16"), "UTF-16"),
         ("qrels.tsv", b"q1\td1\t1\nq1\td2\tnan\n", "line 2: expected a finite number"),
         ("qrels.tsv", b"q1\td1\t0\n", "nothing can be measured"),
+        ("qrels.tsv", b"q1\td1\t1e308\n", "line 1: a grade must be a whole number from -1000 to 1000"),
+        ("qrels.tsv", b"q1\td1\t99999999999999999999\n", "line 1: a grade must be"),
+        ("qrels.tsv", b"q1\td1\t2147483648\n", "line 1: a grade must be"),
+        ("qrels.tsv", b"q1\td1\t1\nq1\td2\t0.5\n", "line 2: a grade must be"),
         ("candidates.tsv", b"q1\td1\t1\nq1\tnowhere\t2\n", "line 2: the document 'nowhere'"),
         ("candidates.tsv", b"q1 d1 1\n", "line 1"),
         ("x.run", b"q1 Q0 d1 1 0.5 tag\nq1 Q0 d1 1 0.5\n", "line 2: expected the six fields"),
@@ -555,6 +686,39 @@ def test_report_opens_offline_and_escapes_every_text(found: Evaluation, tmp_path
     assert "<other>" in page.data
 
 
+def test_report_says_what_made_it_and_what_was_tested(found: Evaluation, tmp_path: Path) -> None:
+    write_report(found, tmp_path / "report.html", command="rerank-plugins evaluate toy --model https://u:PW@h/m")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "rerank-plugins evaluate toy --model https://***@h/m" in page.data
+    assert re.search(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d \S+; rerank-plugins {re.escape(__version__)}\.", text)
+    known = [value for value in found.corrected().values() if value is not None]
+    assert f"{len(known)} differences were tested" in text
+    assert "p, Holm" in page.data
+    policy = [attributes for tag, attributes in page.tags if attributes.get("http-equiv") == "Content-Security-Policy"]
+    assert [item["content"] for item in policy] == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def test_report_shows_what_could_drive_or_break_it(tmp_path: Path) -> None:
+    hostile = "\x00\x1b[2J\u202e\u2066" + "w" * 3000
+    folder = write_folder(tmp_path / "toy")
+    for name in ("queries.jsonl", "qrels.tsv", "candidates.tsv"):
+        text = (folder / name).read_text()
+        text = text.replace("red fox", json.dumps(hostile)[1:-1]) if name == "queries.jsonl" else text
+        (folder / name).write_text(text.replace("q1", "q" * 3000))
+    text = report_html(evaluate(folder, {f"model {hostile}": lambda query, texts: np.arange(len(texts))}))
+    assert not set(text) & set("\x00\x1b\u202e\u2066")
+    assert "\\x1b[2J\\u202e\\u2066" in text
+    assert "q" * 100 not in text
+    assert "<bdi>" + "q" * 40 + "…" + "q" * 16 + "</bdi>" in text
+    style = text.partition("</style>")[0]
+    assert "overflow-wrap: anywhere; }" in style
+    # Whatever is from the data stands in an element of its own, whose direction ends with it.
+    rest = re.sub(r"<bdi>.*?</bdi>|<svg.*?</svg>", "", text, flags=re.DOTALL)
+    assert "wwww" not in rest
+    assert "qqqq" not in rest
+
+
 def test_report_shows_plots_and_the_best_and_worst_queries(found: Evaluation) -> None:
     text = report_html(found)
     plots = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg.*?</svg>", text)]
@@ -576,7 +740,7 @@ def test_report_shows_plots_and_the_best_and_worst_queries(found: Evaluation) ->
         "2 relevant documents from ranks 2–3 to 1": "gain",
         "1 relevant documents from ranks 2–3 to 2–3": "stay",
     }
-    first, second = text.split("bad &amp; ugly: gains and losses")[:2]
+    first, second = text.split("bad &amp; ugly</bdi>: gains and losses")[:2]
     assert first.count("<details>") == 2
     assert "red fox" in first.split("best queries")[1]
     worst = second.split("worst queries")[1].split("best queries")[0]
@@ -641,14 +805,19 @@ def test_command_writes_json_report_and_runs(fake: FakeBackend, folder: Path, tm
     assert [model["model"] for model in figures["datasets"][0]["models"]] == ["rerank-plugins/minilm-l6", "org/two"]
     assert "org/two" in paths["report.html"].read_text()
     assert len(list(paths["runs"].iterdir())) == 6
-    kept = len(fake.calls)
+    calls = len(fake.calls)
 
     again = call(str(folder), *models, "--json", str(tmp_path / "out.json"), "--work", str(paths["work"]))
     assert again.exit_code == 0, again.output
     assert "All models on toy" in again.stdout
-    assert json.loads((tmp_path / "out.json").read_text())["datasets"][0] == figures["datasets"][0]
+    kept = json.loads((tmp_path / "out.json").read_text())["datasets"][0]
+    assert kept["per_query"] == figures["datasets"][0]["per_query"]
+    # The times are those of the first run, and say so.
+    for before, after in zip(figures["datasets"][0]["models"], kept["models"], strict=True):
+        assert before["speed"] | {"earlier": True} == after["speed"]
+    assert "times of an earlier run, over 3 queries: --fresh measures anew" in again.stdout
     # Only the calls that recognise the models.
-    assert len(fake.calls) - kept == 2 * 3
+    assert len(fake.calls) - calls == 2 * 3
 
 
 def test_command_compares_engines(fake: FakeBackend, folder: Path) -> None:
@@ -664,6 +833,20 @@ def test_command_keeps_scores_in_the_cache_unless_fresh(fake: FakeBackend, folde
         assert call(str(folder), *arguments).exit_code == 0
         counts.append(len(fake.calls) - before)
     assert counts == [6, 3, 6]
+
+
+def test_command_takes_judged_pairs(fake: FakeBackend, tmp_path: Path) -> None:
+    file = write_pairs(
+        tmp_path / "pairs.jsonl",
+        {"query": "red fox", "passage": "the red fox", "label": 1},
+        {"query": "red fox", "passage": "red red", "label": 0},
+    )
+    result = call(str(file), "--report", str(tmp_path / "r.html"), "--work", str(tmp_path / "work"))
+    assert result.exit_code == 0, result.output
+    assert "1 queries, 2 documents; top 100 of BM25" in result.stdout
+    assert "over 1 query" in result.stdout
+    report = (tmp_path / "r.html").read_text()
+    assert f"rerank-plugins evaluate {file} --report" in report
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import copy
 import gzip
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,12 +34,15 @@ from rerank_plugins.training import (
     read_pairs,
     train,
 )
+from rerank_plugins.training import _api as api
 from rerank_plugins.training._bundled import SHARED_WORDS, shared_words
 from rerank_plugins.training._data import (
     evaluation_groups,
     groups_from_pairs,
     is_held_out,
+    is_trained_on,
     normalise,
+    read_data,
     read_groups,
     split_pairs,
     write_groups,
@@ -623,6 +628,61 @@ def test_train_makes_a_model_that_loads(tmp_path: Path) -> None:
     assert (loaded[1].idf[words] > 0).all()
     assert not loaded[1].idf[tokenizer.all_special_ids].any()
     assert torch.equal(load_cross_encoder(again.path, device="cpu")[1].idf, loaded[1].idf)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of files")
+def test_a_trained_model_is_true_and_readable(tmp_path: Path) -> None:
+    rows = [
+        {"query": f"{number} what of {query}", "passage": f"{number} the {text}", "label": int(text == answer)}
+        for number in range(30)
+        for query, answer in RIDDLES.items()
+        for text in RIDDLES.values()
+    ]
+    path = write(tmp_path / "pairs.jsonl", *map(json.dumps, rows))
+    out = tmp_path / "model"
+    trained = train(path, out, trunk=tiny("bert"), steps=2, mine=False, export=False, max_length=32, device="cpu")
+
+    for file in [out, *out.rglob("*")]:
+        assert file.stat().st_mode & 0o044 == 0o044, file
+    dev = evaluation_groups(split_pairs(read_data(path).pairs)[1])
+    assert trained.held_out == len(dev)
+    with Reranker() as bundled:
+        logits = [bundled.logits(group.query, group.passages) for group in dev]
+    expected = np.mean([ndcg(values, group.gains) for values, group in zip(logits, dev, strict=True)])
+    assert trained.bundled == pytest.approx(expected)
+    card = (out / "README.md").read_text()
+    assert f"On the same queries rerank-plugins/minilm-l6 has nDCG@10 {expected:.4f}." in card
+    assert (f"**{len(dev)} held-out queries are few" in card) == (len(dev) < 50)
+
+    # The model knows these judgements, and no others.
+    other = write(tmp_path / "other.jsonl", *map(json.dumps, rows[1:]))
+    tested = write(tmp_path / "tested.jsonl", *map(json.dumps, [{**row, "split": "test"} for row in rows]))
+    assert [is_trained_on(out, file) for file in (path, other, tested, tmp_path)] == [True, False, False, True]
+    assert not is_trained_on(tmp_path, path)
+
+
+def test_minutes_are_those_of_the_whole_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(
+        tmp_path / "pairs.jsonl",
+        *(json.dumps({"query": f"q {n}", "positive": f"good {n}", "negative": "bad"}) for n in range(30)),
+    )
+    budgets = []
+
+    class Caught(Exception):
+        pass
+
+    def stop(*arguments: object, budget_s: float | None) -> None:
+        budgets.append(budget_s)
+        raise Caught
+
+    monkeypatch.setattr(api, "fit", stop)
+    clock = iter(range(0, 100_000, 100))
+    monkeypatch.setattr(api, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    for settings in ({"minutes": 10.0}, {"minutes": 10.0, "export": False}, {"minutes": 1.0}, {"steps": 1}):
+        with pytest.raises(Caught):
+            train(path, tmp_path / "model", trunk=tiny("bert"), mine=False, device="cpu", **settings)  # type: ignore[arg-type]
+    # What went before took 100 s, the export is expected to take 30; a quarter is for training in any case.
+    assert budgets == [470.0, 500.0, 15.0, None]
 
 
 def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rerank_plugins.training import Group, Pair, fit, mine, read_triples, train
 from rerank_plugins.training import _api as api
 from rerank_plugins.training import _teacher as teacher_module
 from rerank_plugins.training._card import command, model_card, public_name
-from rerank_plugins.training._data import read_data
+from rerank_plugins.training._data import is_held_out, read_data
 from rerank_plugins.training._loop import TrainingResult, _loss
 from rerank_plugins.training._negatives import mined_groups
 from rerank_plugins.training._teacher import (
@@ -66,7 +66,7 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Group]]:
     class Caught(Exception):
         pass
 
-    def refuse(model: object, groups: list[Group], *rest: object) -> None:
+    def refuse(model: object, groups: list[Group], *rest: object, **more: object) -> None:
         raise Caught(groups)
 
     def groups_of(*arguments: Any, **settings: Any) -> list[Group]:
@@ -526,7 +526,7 @@ def test_mine_command_takes_the_bundled_filter(tmp_path: Path, bi_encoder: str) 
     assert scores
     again = call(*arguments)
     assert again.exit_code == 2
-    assert "--overwrite" in again.stderr or "overwrite" in again.stderr
+    assert "or --overwrite to replace it" in again.stderr
 
 
 def test_train_command_takes_its_options(tmp_path: Path) -> None:
@@ -538,7 +538,10 @@ def test_train_command_takes_its_options(tmp_path: Path) -> None:
     result = call("train", str(path), "--out", str(tmp_path / "model"), "--trunk", tiny("bert"), *options.split())
 
     assert result.exit_code == 0, result.stderr
-    assert "before" in result.stdout
+    held_out = sum(is_held_out(f"q{n}") for n in range(30))
+    assert f"nDCG@10 of {held_out} held-out queries" in result.stdout
+    assert "nDCG@10 of the bundled model on them" in result.stdout
+    assert f"Warning: {held_out} held-out queries are few" in result.stderr
     card = (tmp_path / "model" / "README.md").read_text()
     assert "--loss listwise --teacher trunk --teacher-share 0.2 --temperature 0.1 --evaluations 2 --patience 1" in card
     assert "| MIT |" in card

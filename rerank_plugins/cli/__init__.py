@@ -11,17 +11,20 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; the console script `rerank-plugins`.
+    """Run the command line; the console script `rerank-plugins`, and ``python -m rerank_plugins``.
 
     Raises:
         SystemExit: Always: 0 for success, 2 for bad usage or input, 1 for everything else.
     """
     try:
-        for module in ("typer", "rich", "platformdirs"):
+        for module in ("typer", "rich"):
             import_extra(module, "cli")
-    except MissingDependencyError as error:
-        sys.stderr.write(f"Error: {error}\n")
+    except MissingDependencyError:
+        # The base install brings the command, since a console script belongs to no extra.
+        sys.stderr.write('Error: the command rerank-plugins needs its extra: pip install "rerank-plugins[cli]"\n')
         raise SystemExit(1) from None
     from rerank_plugins.cli._app import app
+    from rerank_plugins.cli._screen import utf8
 
+    utf8()
     app(prog_name="rerank-plugins")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
+import re
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from rerank_plugins import __version__
+from rerank_plugins.cli import _screen
 from rerank_plugins.cli._benchmark import benchmark
 from rerank_plugins.cli._calibrate import calibrate
 from rerank_plugins.cli._convert import convert
@@ -20,18 +29,85 @@ from rerank_plugins.cli._train import train
 from rerank_plugins.cli._train_retriever import train_retriever
 from rerank_plugins.errors import ConfigurationError, InputError, RerankError
 
-__all__ = ["app"]
+__all__ = ["app", "in_options"]
+
+_UsageError: Any = typer.BadParameter.__base__
+"""click's: typer brings a click of its own in some versions, and does not export this one."""
+
+
+@contextmanager
+def _told(command: Any) -> Iterator[None]:
+    """Errors end a command with a message and an exit code; warnings are a line on standard error."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _screen.warning  # type: ignore[assignment]
+        try:
+            yield
+        except _UsageError as error:
+            # What was typed, such as a file name, is part of the message.
+            error.message = _screen.shown(error.message)
+            raise
+        except RerankError as error:
+            _screen.echo(f"Error: {in_options(str(error), command)}", err=True)
+            raise typer.Exit(2 if isinstance(error, ConfigurationError | InputError) else 1) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            _screen.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+class _Command(TyperCommand):
+    """A command whose numbers are finite, and whose errors name its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        found = super().parse_args(ctx, args)
+        for option in self.params:
+            value = ctx.params.get(str(option.name))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise typer.BadParameter(f"expected a finite number, got {value}.", ctx=ctx, param=option)  # type: ignore[arg-type]
+        return found
+
+    def invoke(self, ctx: Any) -> Any:
+        with _told(self):
+            return super().invoke(ctx)
 
 
 class _Group(TyperGroup):
-    """A group whose commands end with a message and an exit code where they raise a `RerankError`."""
+    def make_context(self, info_name: str | None, args: list[str], *others: Any, **kwargs: Any) -> Any:
+        given = list(args)
+        with _told(self):
+            context = super().make_context(info_name, args, *others, **kwargs)
+        # For reports, which say how they were made.
+        context.meta[_screen.COMMAND] = shlex.join(["rerank-plugins", *given])
+        return context
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told(self):
             return super().invoke(ctx)
-        except RerankError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(2 if isinstance(error, ConfigurationError | InputError) else 1) from None
+
+
+def in_options(message: str, command: Any) -> str:
+    """A message of the library in the words of the command line: ``--overwrite`` instead of ``overwrite=True``.
+
+    Args:
+        message: It names keywords as ``name=value``, as ``some_name``, or before "must", "is", "needs" or "belongs".
+        command: Its parameters are the keywords that are translated.
+    """
+    for parameter in command.params:
+        name, options = str(parameter.name), list(parameter.opts)
+        if not options or not options[0].startswith("-"):
+            continue
+        shown = max(options, key=len)
+        off = [*getattr(parameter, "secondary_opts", []), f"without {shown}"][0]
+        word = rf"(?<![\w./\\-]){name}"
+        message = re.sub(rf"{word}=True\b", shown, message)
+        message = re.sub(rf"{word}=False\b", off, message)
+        message = re.sub(rf"{word}=\.\.\.", shown, message)
+        message = re.sub(rf"{word}=(?=['\"\w.-])", f"{shown} ", message)
+        if "_" in name:
+            message = re.sub(rf"{word}(?![\w./\\=])", shown, message)
+        message = re.sub(rf"{word}(?= (?:must|is|needs|belongs)\b)", shown, message)
+    return message
 
 
 app = typer.Typer(
@@ -44,12 +120,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (demo, rank, models, evaluate, benchmark, calibrate, convert, mine, train, train_retriever):
-    app.command()(command)
+    app.command(cls=_Command)(command)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"rerank-plugins {__version__}")
+        _screen.echo(f"rerank-plugins {__version__}")
         raise typer.Exit()
 
 
@@ -60,4 +136,5 @@ def _options(
         typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    pass
+    # For transformers and the Hub's client here and in child processes: one bar at a time, ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

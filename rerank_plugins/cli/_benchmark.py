@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -13,13 +12,14 @@ from typing import Annotated, Any, get_args
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from rerank_plugins._machine import processor
+from rerank_plugins._printable import json_text
+from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.cli._options import Json, Model
 from rerank_plugins.cli._progress import bar
+from rerank_plugins.cli._screen import Screen, write_json
 from rerank_plugins.errors import ConfigurationError, RerankError
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.types import BackendName
@@ -58,7 +58,8 @@ def benchmark(
     the repository's benchmarks folder measure more, each contender in a process of its own.
     """
     texts = _paragraphs(candidates)
-    rows, notes = _contenders(model, threads, texts)
+    with no_progress_bars():
+        rows, notes = _contenders(model, threads, texts)
     if not rows:
         raise ConfigurationError("Nothing can run this model here: " + "; ".join(notes))
     with bar("Measuring") as tell:
@@ -68,7 +69,7 @@ def benchmark(
             row.short_s.append(_seconds(row.order, texts[:SHORT]))
     report = _report(rows, notes, candidates, rounds)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        write_json(json_text(report, indent=2))
     else:
         _show(report)
 
@@ -176,20 +177,20 @@ def _report(rows: list[Row], notes: list[str], candidates: int, rounds: int) -> 
 
 
 def _show(report: dict[str, Any]) -> None:
-    console = Console()
+    console = Screen()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in ("documents/s", "x the first", f"{SHORT} texts, ms", "same top 10"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report["rows"]:
         table.add_row(
-            Text(row["name"]),
+            row["name"],
             f"{row['documents_per_s']:,.1f}",
             f"{row['ratio']:.2f}",
             f"{row['short_p50_s'] * 1e3:.1f}",
             "yes" if row["same_top_10"] else "no",
         )
     console.print(table)
-    console.print(Text(f"{report['candidates']} candidates, {report['rounds']} rounds, {report['processor']}"))
+    console.print(f"{report['candidates']} candidates, {report['rounds']} rounds, {report['processor']}")
     for note in report["notes"]:
-        console.print(Text(f"Left out: {note}", style="yellow"), soft_wrap=True)
+        console.print(f"Left out: {note}", style="yellow", soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rerank_plugins.cli._options import Overwrite, Revision, TrustRemoteCode
+from rerank_plugins.cli._screen import echo
 
 __all__ = ["convert"]
 
@@ -45,12 +46,12 @@ def convert(
             overwrite=overwrite,
             progress=tell,
         )
-    typer.echo(
+    echo(
         f"{report.path}: model.onnx with {report.weights} weights, {report.bytes / 1e6:.1f} MB\n"
         f"compared with {report.source} on {report.pairs} pairs: largest difference of logits "
         f"{report.max_difference:.2g}, rank correlation {report.rank_correlation:.4f}"
     )
     if out is None:
-        typer.echo(f'Reranker("{model}") uses it from now on.')
+        echo(f'Reranker("{model}") uses it from now on.')
     else:
-        typer.echo(f'Use it with Reranker("{out}").')
+        echo(f'Use it with Reranker("{out}").')

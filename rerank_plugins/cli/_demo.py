@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
-from rich.text import Text
 
+from rerank_plugins._printable import json_text
 from rerank_plugins.cli._options import Backend, Json, Model
 from rerank_plugins.cli._progress import bar, spinner
+from rerank_plugins.cli._screen import Screen, styled, write_json
 from rerank_plugins.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def demo(
 
     started = time.perf_counter()
     reranker = Reranker(model, backend=backend)
-    index, embedder, build_s = _open_index(docs, rebuild, Console(stderr=True))
+    index, embedder, build_s = _open_index(docs, rebuild, Screen(err=True))
     with spinner(f"Loading {reranker.model_name}"):
         from rerank_plugins.cli._frameworks import FRAMEWORKS
 
@@ -103,14 +102,14 @@ def demo(
         answer = _Answer(asked, found, best, between - began, time.perf_counter() - between)
         if as_json:
             facts = {"framework": framework, "k": k, "top_n": top_n, "load_s": round(load_s, 4)}
-            typer.echo(json.dumps(_facts(answer, index.passages, reranker) | facts))
+            write_json(json_text(_facts(answer, index.passages, reranker) | facts))
         else:
             _show(_console(), answer, index.passages)
     if not as_json:
         _show_times(_console(), index, reranker, framework, load_s)
 
 
-def _open_index(docs: Path | None, rebuild: bool, console: Console) -> tuple[PassageIndex, Embedder, float]:
+def _open_index(docs: Path | None, rebuild: bool, console: Screen) -> tuple[PassageIndex, Embedder, float]:
     """The index, the embedder, and the seconds that building took."""
     from rerank_plugins.cli._corpus import files_corpus, manual_corpus
 
@@ -125,22 +124,22 @@ def _open_index(docs: Path | None, rebuild: bool, console: Console) -> tuple[Pas
     build_s = 0.0
     if index is None:
         news = f"Building an index of {corpus.name}: once, then it is reused."
-        console.print(news, style="dim", highlight=False, soft_wrap=True)
+        console.print(news, style="dim", soft_wrap=True)
         began = time.perf_counter()
         with bar("Building the index") as tell:
             index = build_index(corpus, embedder, directory, tell)
         build_s = time.perf_counter() - began
-        news = f"{_passages(index)} in {build_s:.0f} s, kept in {directory}"
-        console.print(news, style="dim", highlight=False, soft_wrap=True)
+        news = f"{_passages(index)} in {build_s:.0f} s" + (f", kept in {directory}" if directory else "")
+        console.print(news, style="dim", soft_wrap=True)
     for note in index.notes:
-        console.print(Text(f"Note: {note}"), style="yellow", soft_wrap=True)
+        console.print(f"Note: {note}", style="yellow", soft_wrap=True)
     return index, embedder, build_s
 
 
-def _console() -> Console:
-    console = Console()
+def _console() -> Screen:
+    console = Screen()
     # Where there is no window, rich takes 80 columns, too few for two orders.
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_NO_WINDOW)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Screen(width=_NO_WINDOW)
 
 
 def _silence_transformers() -> None:
@@ -175,9 +174,9 @@ def _facts(answer: _Answer, passages: Sequence[Passage], reranker: Reranker) -> 
     }
 
 
-def _show(console: Console, answer: _Answer, passages: Sequence[Passage]) -> None:
+def _show(console: Screen, answer: _Answer, passages: Sequence[Passage]) -> None:
     console.print()
-    console.print(Rule(Text(answer.question, style="bold"), align="left", style="dim"))
+    console.print(Rule(styled(answer.question, "bold"), align="left", style="dim"))
     beside = console.width >= _SIDE_BY_SIDE
     gap = 3
     width = (console.width - gap) // 2 if beside else console.width
@@ -192,7 +191,7 @@ def _show(console: Console, answer: _Answer, passages: Sequence[Passage]) -> Non
     else:
         console.print(first, "", second, sep="\n")
     timing = f"embed and search in {_ms(answer.search_s)}, rerank {len(answer.first_stage)} in {_ms(answer.rerank_s)}"
-    console.print(timing, style="dim", highlight=False)
+    console.print(timing, style="dim")
 
 
 def _first_stage(answer: _Answer, passages: Sequence[Passage], shown: int, width: int) -> Table:
@@ -204,7 +203,7 @@ def _first_stage(answer: _Answer, passages: Sequence[Passage], shown: int, width
     for rank, hit in enumerate(answer.first_stage, start=1):
         if rank <= shown or hit.row in chosen:
             style = "bold green" if hit.row in chosen else ""
-            table.add_row(str(rank), f"{hit.score:.3f}", Text(_one_line(passages[hit.row].text)), style=style)
+            table.add_row(str(rank), f"{hit.score:.3f}", _one_line(passages[hit.row].text), style=style)
     return table
 
 
@@ -218,11 +217,11 @@ def _reranked(answer: _Answer, passages: Sequence[Passage], lines: int, width: i
     room = width - 21
     for rank, hit in enumerate(answer.reranked, start=1):
         passage = passages[hit.row]
-        body = Text(_cut(_one_line(passage.text), room, lines))
+        body = styled(_cut(_one_line(passage.text), room, lines))
         if not passage.text.startswith(passage.source):
-            body = Text("\n").join([Text(passage.source, style="cyan"), body])
+            body = styled(passage.source, "cyan").append("\n").append_text(body)
         table.add_row(
-            Text(str(rank), style="bold green"),
+            styled(str(rank), "bold green"),
             str(place[hit.row]),
             f"{hit.score:.3f}",
             body,
@@ -244,13 +243,12 @@ def _table(title: str, width: int) -> Table:
     )
 
 
-def _show_times(console: Console, index: PassageIndex, reranker: Reranker, framework: str, load_s: float) -> None:
+def _show_times(console: Screen, index: PassageIndex, reranker: Reranker, framework: str, load_s: float) -> None:
     console.print()
     console.print(
         f"{_passages(index)}, {framework}; {reranker.model_name} on {reranker.backend_name} "
         f"({reranker.precision}); loaded in {load_s:.1f} s",
         style="dim",
-        highlight=False,
     )
 
 

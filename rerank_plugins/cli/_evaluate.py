@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import platformdirs
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from rerank_plugins._paths import cache_directory, write_file
+from rerank_plugins._printable import json_text, without_secrets
 from rerank_plugins.cli._options import Label, Revision, TrustRemoteCode, class_label
 from rerank_plugins.cli._progress import bar
+from rerank_plugins.cli._screen import COMMAND, Screen, echo, styled, write_json
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.evaluation._measures import means, split_measures
-from rerank_plugins.evaluation._report import facts_text, interval_text, p_text, verdict
+from rerank_plugins.evaluation._report import facts_text, interval_text, p_text, tested_text, verdict
 from rerank_plugins.models import BUNDLED_NAME
 
 if TYPE_CHECKING:
     from rerank_plugins import Reranker
-    from rerank_plugins.evaluation import DatasetResult, Evaluation
+    from rerank_plugins.evaluation import DatasetResult, Evaluation, Speed
 
 __all__ = ["evaluate"]
 
@@ -34,10 +32,12 @@ _WIDTH = 100
 
 
 def evaluate(
+    context: typer.Context,
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders in BEIR layout: queries.jsonl, corpus.jsonl[.gz], qrels.tsv, and perhaps candidates.tsv."
+            help="Folders in BEIR layout: queries.jsonl, corpus.jsonl[.gz], qrels.tsv, and perhaps candidates.tsv. Or "
+            'files of JSON lines {"query", "passage", "label"}: all their passages are searched for each query.'
         ),
     ],
     model: Annotated[
@@ -132,25 +132,43 @@ def evaluate(
             resume=not fresh,
             progress=tell,
         )
+    _tell_trained(model or [], folders)
     if json_file != "-":
         _show(found)
     if json_file is not None:
-        content = json.dumps(found.to_dict(), indent=2) + "\n"
+        content = json_text(found.to_dict(), indent=2)
         if json_file == "-":
-            typer.echo(content, nl=False)
+            write_json(content)
         else:
-            Path(json_file).write_text(content, encoding="utf-8")
+            write_file(json_file, content + "\n")
     if report is not None:
-        evaluation.write_report(found, report)
-        typer.echo(f"Report: {report}", err=True)
+        evaluation.write_report(found, report, command=context.meta.get(COMMAND))
+        echo(f"Report: {report}", err=True)
     if runs is not None:
         written = found.write_runs(runs)
-        typer.echo(f"Runs: {len(written)} files in {runs}", err=True)
+        echo(f"Runs: {len(written)} files in {runs}", err=True)
+
+
+def _tell_trained(names: list[str], folders: list[Path]) -> None:
+    """Say which models know the answers."""
+    from rerank_plugins.training._data import is_trained_on
+
+    for name in names:
+        for folder in folders:
+            if is_trained_on(Path(name), folder):
+                echo(
+                    f"Warning: {name} was trained on {folder}. Its figures there say nothing about other queries.",
+                    err=True,
+                )
 
 
 def _work_directory() -> Path:
-    base = os.environ.get("RERANK_PLUGINS_CACHE") or platformdirs.user_cache_dir("rerank-plugins", appauthor=False)
-    return Path(base) / "evaluate"
+    cache = cache_directory()
+    if cache is None:
+        raise ConfigurationError(
+            "There is no home directory to keep scores in. Give a directory: --work PATH, or set RERANK_PLUGINS_CACHE."
+        )
+    return cache / "evaluate"
 
 
 def _rerankers(names: list[str], backends: list[str], **settings: object) -> dict[str, Reranker]:
@@ -159,7 +177,7 @@ def _rerankers(names: list[str], backends: list[str], **settings: object) -> dic
     found: dict[str, Reranker] = {}
     for name in names:
         for backend in backends:
-            label = f"{name} [{backend}]" if len(backends) > 1 else name
+            label = without_secrets(f"{name} [{backend}]" if len(backends) > 1 else name)
             if label in found:
                 raise ConfigurationError(f"The model {label!r} was given twice.")
             found[label] = Reranker(name, backend=backend, **settings)  # type: ignore[arg-type]
@@ -167,8 +185,8 @@ def _rerankers(names: list[str], backends: list[str], **settings: object) -> dic
 
 
 def _show(found: Evaluation) -> None:
-    console = Console()
-    console = Console(width=max(_WIDTH, console.width if console.is_terminal else _WIDTH))
+    console = Screen()
+    console = Screen(width=max(_WIDTH, console.width if console.is_terminal else _WIDTH))
     for result in found.datasets:
         _show_dataset(console, result)
         if len(found.model_names) > 1:
@@ -179,21 +197,23 @@ def _show(found: Evaluation) -> None:
         names: list[tuple[str, str | None]] = [("first stage", None), *((name, name) for name in found.model_names)]
         overall = [(label, {m: found.mean(m, name) for m in found.measures}) for label, name in names]
         _show_means(console, f"Means over {len(found.datasets)} data sets", overall)
+    if tested := tested_text(found):
+        console.print(tested, style="dim", soft_wrap=True)
 
 
-def _show_means(console: Console, title: str, rows: Sequence[tuple[str, dict[str, float]]]) -> None:
+def _show_means(console: Screen, title: str, rows: Sequence[tuple[str, dict[str, float]]]) -> None:
     table = _table(title)
     table.add_column("", overflow="fold")
     for measure in rows[0][1]:
-        table.add_column(Text(measure), justify="right")
+        table.add_column(styled(measure), justify="right")
     for label, values in rows:
-        table.add_row(Text(label), *(f"{value:.4f}" for value in values.values()))
+        table.add_row(styled(label), *(f"{value:.4f}" for value in values.values()))
     console.print(table)
 
 
-def _show_dataset(console: Console, result: DatasetResult) -> None:
-    console.print(Text(result.name, style="bold"))
-    console.print(Text(facts_text(result)), soft_wrap=True)
+def _show_dataset(console: Screen, result: DatasetResult) -> None:
+    console.print(styled(result.name, style="bold"))
+    console.print(styled(facts_text(result)), soft_wrap=True)
     ceiling = means(result.ceiling)
     for model in result.models:
         table = _table(f"{model.name}" + (f" ({model.engine})" if model.engine else ""))
@@ -202,10 +222,10 @@ def _show_dataset(console: Console, result: DatasetResult) -> None:
             table.add_column(name, justify="right", no_wrap=True)
         for measure, c in model.comparisons.items():
             table.add_row(
-                Text(measure),
+                styled(measure),
                 f"{c.before:.4f}",
                 f"{c.after:.4f}",
-                Text(f"{c.difference:+.4f}", style=_STYLES[verdict(c)]),
+                styled(f"{c.difference:+.4f}", style=_STYLES[verdict(c)]),
                 interval_text(c),
                 p_text(c.p_value),
                 str(c.better),
@@ -216,13 +236,17 @@ def _show_dataset(console: Console, result: DatasetResult) -> None:
         console.print(table)
         if (speed := model.speed) is not None:
             console.print(
-                Text(
-                    f"{speed.documents_per_s:,.0f} documents/s; a query takes {speed.p50_s * 1000:,.1f} ms (median), "
-                    f"{speed.p95_s * 1000:,.1f} ms (95th percentile)\n"
-                ),
+                f"{speed.documents_per_s:,.0f} documents/s; a query takes {speed.p50_s * 1000:,.1f} ms (median), "
+                f"{speed.p95_s * 1000:,.1f} ms (95th percentile); {_timed_queries(speed)}\n",
                 soft_wrap=True,
             )
 
 
+def _timed_queries(speed: Speed) -> str:
+    if speed.earlier:
+        return f"times of an earlier run, over {speed.queries} queries: --fresh measures anew"
+    return f"over {speed.queries} quer{'y' if speed.queries == 1 else 'ies'}"
+
+
 def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    return Table(title=styled(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import MINILM_SHA256, minilm_directory
+from rerank_plugins._paths import cache_directory, read_as_umask_says
+from rerank_plugins._printable import json_text, parse_json
+from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.cli._corpus import CHUNK_OVERLAP, CHUNK_SIZE, Corpus, Passage, split
 from rerank_plugins.errors import InputError
 
 __all__ = ["Embedder", "PassageIndex", "build_index", "index_directory", "load_index"]
 
-_FORMAT = "1"
+_FORMAT = "2"
+_FILES = ("passages.json", "vectors.f32")
+_SIZE = 384
+"""Numbers in an embedding."""
 _BATCH = 32
 
 
@@ -40,7 +43,8 @@ class Embedder:
     def __init__(self) -> None:
         directory = minilm_directory("demo")
         transformers: Any = import_extra("sentence_transformers", "demo")
-        self._model = transformers.SentenceTransformer(str(directory))
+        with no_progress_bars():
+            self._model = transformers.SentenceTransformer(str(directory))
 
     def query(self, text: str) -> list[float]:
         """The embedding of a question, of length 1."""
@@ -110,39 +114,54 @@ class PassageIndex:
     notes: list[str]
 
 
-def index_directory(corpus: Corpus) -> Path:
-    """Where the index of a corpus is kept: another directory whenever texts, embedder or splitting differ."""
+def index_directory(corpus: Corpus) -> Path | None:
+    """Where the index of a corpus is kept: another directory whenever texts, embedder or splitting differ.
+
+    Returns:
+        The directory; None for a user without a home directory, for whom nothing is kept.
+    """
     facts = (_FORMAT, corpus.key, MINILM_SHA256, f"{CHUNK_SIZE} {CHUNK_OVERLAP}")
     key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
-    base = os.environ.get("RERANK_PLUGINS_CACHE") or platformdirs.user_cache_dir("rerank-plugins", appauthor=False)
-    return Path(base) / "demo" / key
+    cache = cache_directory()
+    return None if cache is None else cache / "demo" / key
 
 
-def load_index(directory: Path) -> PassageIndex | None:
-    """Read an index; None where there is none, or a damaged one."""
-    faiss = import_extra("faiss", "demo")
+def load_index(directory: Path | None) -> PassageIndex | None:
+    """Read an index; None where there is none, or a damaged one, whatever its files hold."""
+    if directory is None:
+        return None
     try:
-        facts = json.loads((directory / "index.json").read_text(encoding="utf-8"))
-        content = (directory / "passages.json").read_bytes()
-        vectors = (directory / "vectors.faiss").read_bytes()
+        facts = parse_json((directory / "index.json").read_bytes())
+        content, vectors = ((directory / name).read_bytes() for name in _FILES)
         if facts["sha256"] != [hashlib.sha256(data).hexdigest() for data in (content, vectors)]:
             return None
-        passages = [Passage(**item) for item in json.loads(content)]
-        index = faiss.deserialize_index(np.frombuffer(vectors, dtype=np.uint8))
+        passages = [Passage(item["text"], item["source"]) for item in parse_json(content)]
+        notes = facts["notes"]
+        texts = [*notes, *(text for passage in passages for text in (passage.text, passage.source))]
+        matrix = np.frombuffer(vectors, dtype="<f4").reshape(len(passages), _SIZE)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return PassageIndex(passages, index, facts["notes"])
+    if not passages or not all(isinstance(text, str) for text in texts) or not np.isfinite(matrix).all():
+        return None
+    return PassageIndex(passages, _faiss_of(matrix), list(notes))
+
+
+def _faiss_of(vectors: NDArray[np.float32]) -> Any:
+    """An index of vectors. It is built from them each time: FAISS's own files are read without a check."""
+    index = import_extra("faiss", "demo").IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    return index
 
 
 def build_index(
-    corpus: Corpus, embedder: Embedder, directory: Path, progress: Callable[[str, float], None]
+    corpus: Corpus, embedder: Embedder, directory: Path | None, progress: Callable[[str, float], None]
 ) -> PassageIndex:
     """Read a corpus, embed its passages, and keep the index.
 
     Args:
         corpus: The texts.
         embedder: Embeds them.
-        directory: Where to keep the index; it appears there at once and complete.
+        directory: Where to keep the index; it appears there at once and complete. None keeps it nowhere.
         progress: Takes a line of news and the share done.
 
     Returns:
@@ -151,30 +170,27 @@ def build_index(
     Raises:
         InputError: There is no text in the corpus.
     """
-    faiss = import_extra("faiss", "demo")
+    import_extra("faiss", "demo")
     progress(f"Reading {corpus.name}", 0.0)
     passages = split(corpus.read())
     if not passages:
         raise InputError(f"{corpus.name} has no text to search.")
     title = f"Embedding {len(passages):,} passages"
     vectors = embedder.passages([passage.text for passage in passages], lambda share: progress(title, share))
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    content = json.dumps([asdict(passage) for passage in passages]).encode()
-    packed = faiss.serialize_index(index).tobytes()
+    content = json_text([asdict(passage) for passage in passages]).encode()
+    packed = np.ascontiguousarray(vectors, dtype="<f4").tobytes()
     facts = {
         "sha256": [hashlib.sha256(data).hexdigest() for data in (content, packed)],
         "notes": corpus.notes,
     }
     notes = list(corpus.notes)
     try:
-        _keep(
-            directory,
-            {"passages.json": content, "vectors.faiss": packed, "index.json": json.dumps(facts).encode()},
-        )
+        if directory is None:
+            raise OSError("there is no home directory; set RERANK_PLUGINS_CACHE")
+        _keep(directory, {**dict(zip(_FILES, (content, packed), strict=True)), "index.json": json_text(facts).encode()})
     except OSError as error:
         notes.append(f"The index could not be kept for the next time: {error}")
-    return PassageIndex(passages, index, notes)
+    return PassageIndex(passages, _faiss_of(vectors), notes)
 
 
 def _keep(directory: Path, files: dict[str, bytes]) -> None:
@@ -183,6 +199,7 @@ def _keep(directory: Path, files: dict[str, bytes]) -> None:
     try:
         for name, data in files.items():
             (work / name).write_bytes(data)
+        read_as_umask_says(work)
         shutil.rmtree(directory, ignore_errors=True)
         # Another process may have made the same index meanwhile; then that one stays.
         with contextlib.suppress(OSError):

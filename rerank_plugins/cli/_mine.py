@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rerank_plugins.cli._options import Overwrite
+from rerank_plugins.cli._screen import echo
 
 __all__ = ["mine"]
 
@@ -67,8 +68,8 @@ def mine(
             overwrite=overwrite,
             progress=tell,
         )
-    typer.echo(f"{found.path}: {found.triples} triples of {found.queries} queries")
-    typer.echo(
+    echo(f"{found.path}: {found.triples} triples of {found.queries} queries")
+    echo(
         f"{found.scored} passages scored, {found.rejected} left out as likely answers; "
         f"no negative for {found.without} queries"
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
-import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from rerank_plugins._printable import json_text
 from rerank_plugins.cli._options import Json
+from rerank_plugins.cli._screen import Screen, styled, write_json
 from rerank_plugins.models import BUNDLED_NAME, PublishedModel, published
 
 __all__ = ["models"]
@@ -22,12 +20,12 @@ def models(as_json: Json = False) -> None:
     Any of them can be given as --model. Figures compare within one measure only.
     """
     if as_json:
-        typer.echo(json.dumps([asdict(model) for model in published()], indent=2))
+        write_json(json_text([asdict(model) for model in published()], indent=2))
         return
-    console, table = Console(), _wide()
+    console, table = Screen(), _wide()
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
     if not console.is_terminal:
-        console = Console(width=needed)
+        console = Screen(width=needed)
     elif console.width < needed:
         table = _narrow()
     console.print(table)
@@ -36,7 +34,6 @@ def models(as_json: Json = False) -> None:
         "DL 2019. MARCO: MRR@10 on MS MARCO dev. docs/s: on a V100. Figures are times 100 and compare within one "
         "measure only. --json has sources, backends and notes.",
         style="dim",
-        highlight=False,
     )
 
 
@@ -50,7 +47,7 @@ def _wide() -> Table:
     table.add_column("licence", no_wrap=True)
     for model in published():
         table.add_row(
-            Text(model.id),
+            model.id,
             model.family,
             model.languages,
             model.head,
@@ -76,7 +73,7 @@ def _narrow() -> Table:
             f"{model.docs_per_second} docs/s" if model.docs_per_second is not None else "",
             _own(model),
         ]
-        name = Text("\n").join([Text(model.id), Text(about, style="dim")])
+        name = styled(model.id).append("\n").append_text(styled(about, "dim"))
         table.add_row(name, ", ".join(filter(None, figures)))
     return table
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from rerank_plugins.cli._screen import Screen, shown, styled
 
 __all__ = ["bar", "spinner"]
 
@@ -22,14 +23,14 @@ def bar(title: str) -> Iterator[Callable[[str, float], None]]:
     Yields:
         A function that takes a line of news and the share done, 0 to 1.
     """
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = Screen(err=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=1.0)
-        yield lambda news, share: progress.update(task, description=news, completed=share)
+        task = progress.add_task(shown(title, one_line=True), total=1.0)
+        yield lambda news, share: progress.update(task, description=shown(news, one_line=True), completed=share)
 
 
 def spinner(text: str) -> AbstractContextManager[Any]:
     """Show that something is being done while the body runs; nothing where there is no terminal."""
-    console = Console(stderr=True)
-    return console.status(text) if console.is_terminal else nullcontext()
+    console = Screen(err=True)
+    return console.status(styled(text)) if console.is_terminal else nullcontext()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rerank_plugins.cli._options import Overwrite
+from rerank_plugins.cli._screen import echo
 from rerank_plugins.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from rerank_plugins.training import TrainedModel
 
 __all__ = ["train"]
 
@@ -32,7 +36,12 @@ def train(
             help="Model to start from, bundled for the bundled one; all-MiniLM-L6-v2 if not given.", show_default=False
         ),
     ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Time budget. Give this or --steps.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="Minutes that all of it may take, mining and export included. Give this or --steps."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, of eight queries each.")] = None,
     runs: Annotated[
         int | None,
@@ -150,15 +159,39 @@ def train(
             )
     run = result.result
     stopped = ", stopped early" if run.stopped_early else ""
-    typer.echo(f"{result.path}: {run.steps} steps, {run.pairs} pairs, {run.seconds:.0f} s{stopped}")
-    if run.measures:
-        typer.echo(f"nDCG@10 of the held-out queries {run.measures[0]:.4f} before, {run.best:.4f} after")
+    echo(f"{result.path}: {run.steps} steps, {run.pairs} pairs, {run.seconds:.0f} s{stopped}")
+    _tell_quality(result, out)
     if result.ece_after is not None:
-        typer.echo(f"expected calibration error {result.ece_before:.4f}, calibrated {result.ece_after:.4f}")
+        echo(f"expected calibration error {result.ece_before:.4f}, calibrated {result.ece_after:.4f}")
     if result.conversion is not None:
-        typer.echo(
+        echo(
             f"safetensors against int8 ONNX on {result.conversion.pairs} pairs: Spearman correlation "
             f"{result.conversion.rank_correlation:.4f}, largest difference of logits "
             f"{result.conversion.max_difference:.3g}"
         )
-    typer.echo(f'Use it with Reranker("{result.path}"). The model card is {result.path / "README.md"}.')
+    echo(f'Use it with Reranker("{result.path}"). The model card is {result.path / "README.md"}.')
+
+
+def _tell_quality(result: TrainedModel, out: Path) -> None:
+    """The measures, what they rest on, and what they are to be compared with."""
+    from rerank_plugins.training._card import FEW_QUERIES
+
+    run, count = result.result, result.held_out
+    if not run.measures:
+        echo("Warning: no query was held out, so nothing was measured. Give more queries, or a split.", err=True)
+        return
+    over = f"of {count} held-out queries " if count else ""
+    echo(f"nDCG@10 {over}{run.measures[0]:.4f} at the start, {run.best:.4f} after training")
+    if result.bundled is not None:
+        echo(f"nDCG@10 of the bundled model on them {result.bundled:.4f}")
+    if 0 < count < FEW_QUERIES:
+        echo(
+            f"Warning: {count} held-out quer{'y is' if count == 1 else 'ies are'} few, and chose the weights too: "
+            'these figures say little. Hold out more with "split": "dev", or measure on other queries: rerank-plugins '
+            f"evaluate DATA --model {out}",
+            err=True,
+        )
+    if result.bundled is not None and not run.best > result.bundled:
+        echo("Warning: the bundled model is no worse on them. Try --trunk bundled, or more data.", err=True)
+    elif not run.best > run.measures[0]:
+        echo("Warning: training did not make the order better. Try more data or more time.", err=True)

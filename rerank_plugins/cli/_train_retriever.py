@@ -9,6 +9,7 @@ import typer
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins.cli._options import Overwrite
+from rerank_plugins.cli._screen import echo
 
 __all__ = ["train_retriever"]
 
@@ -75,11 +76,9 @@ def train_retriever(
             overwrite=overwrite,
             progress=tell,
         )
-    typer.echo(f"{result.path}: {result.steps} steps, {result.seconds:.0f} s")
+    echo(f"{result.path}: {result.steps} steps, {result.seconds:.0f} s")
     for name, (before, after) in result.measures.items():
-        typer.echo(f"{name} of the held-out queries {before:.4f} before, {after:.4f} after")
+        echo(f"{name} of the held-out queries {before:.4f} before, {after:.4f} after")
     if any(after < before for before, after in result.measures.values()):
-        typer.echo("It got worse there. Try a smaller --learning-rate, fewer --steps or more data.", err=True)
-    typer.echo(
-        f'Use it with SentenceTransformer("{result.path}") or HuggingFaceEmbeddings(model_name="{result.path}").'
-    )
+        echo("It got worse there. Try a smaller --learning-rate, fewer --steps or more data.", err=True)
+    echo(f'Use it with SentenceTransformer("{result.path}") or HuggingFaceEmbeddings(model_name="{result.path}").')

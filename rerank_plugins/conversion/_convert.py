@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._paths import read_as_umask_says, writable_directory
 from rerank_plugins.backends._files import ModelFiles, resolve
 from rerank_plugins.conversion._first_token import first_token_only
 from rerank_plugins.conversion._weights import int8_weights, store
@@ -131,6 +132,7 @@ def convert(
         raise ConfigurationError(f"{out} is not empty. Give another directory, or overwrite=True to replace it.")
     for module in ("torch", "sentence_transformers", "onnx"):
         import_extra(module, "train")
+    writable_directory(out.parent)
     tell = progress or (lambda stage, share: None)
 
     tell("load", 0.0)
@@ -143,7 +145,6 @@ def convert(
         )
     source = _load(files, trust_remote_code)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         graph = work / "model.onnx"
@@ -173,7 +174,7 @@ def convert(
         prompts = files.path / "config_sentence_transformers.json"
         if prompts.is_file():
             shutil.copy(prompts, work)
-        work.chmod(0o755)
+        read_as_umask_says(work)
         _replace(work, out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

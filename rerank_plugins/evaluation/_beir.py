@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,21 +11,26 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_plugins._lines import found_keys, read_lines, read_objects
 from rerank_plugins.errors import ConfigurationError, InputError, ScoringError
+from rerank_plugins.evaluation._pairs import PAIRS, QUERIES, pairs_of_file
 
 Run = dict[str, dict[str, float]]
 """Scores by query id and document id; higher is better."""
 
 
 class Scores(Protocol):
-    """Anything with `Reranker.score`."""
+    """Anything with a method like `Reranker.score`; `logits` is taken where there is one."""
 
     def score(self, query: str, texts: list[str], /) -> Any:
-        """Logits of the texts, shape (n,), in input order."""
+        """Scores of the texts, shape (n,), in input order; higher is better."""
 
+
+HIGHEST_GRADE = 1000
+"""trec_eval keeps a table as long as the highest grade, and wraps numbers beyond 32 bits."""
 
 Scorer = Scores | Callable[[str, list[str]], Any]
-"""A `Reranker`, or a function of a query and texts that gives their logits."""
+"""A `Reranker`, or a function of a query and texts that gives their scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +57,24 @@ class BeirDataset:
         return [query for query in self.queries if max(self.qrels.get(query, {}).values(), default=0) > 0]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    # Undecodable bytes must not end the reading without a line number: they come up in the JSON or the qrels.
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw:
-            for number, line in enumerate(raw, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
-                if text.strip():
-                    yield number, text.rstrip("\r\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
 def read_texts(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line number, id and text, the title in front, of each line of a queries or corpus file.
 
     Raises:
         InputError: If a line is not valid, with the file and the line number.
     """
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-            name, title, text = str(row["_id"]), str(row.get("title") or "").strip(), str(row["text"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f'{path}, line {number}: expected {{"_id", "text", "title"?}} ({error!r}).') from error
-        yield number, name, f"{title} {text}" if title else text
+    expected = '{"_id", "text", "title"?}'
+    for row, where in read_objects(path, expected):
+        if lacking := found_keys(row, ["_id", "text"]):
+            raise InputError(f"{where}: expected an object {expected}; this one {lacking}.")
+        name, text, title = row["_id"], row["text"], row.get("title") or ""
+        if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(title, str):
+            raise InputError(
+                f"{where}: expected texts in {expected}; got {type(name).__name__}, {type(text).__name__} and "
+                f"{type(title).__name__}."
+            )
+        title = title.strip()
+        yield int(where.rsplit(" ", 1)[-1]), str(name), f"{title} {text}" if title else text
 
 
 def read_queries(path: Path) -> dict[str, str]:
@@ -102,7 +97,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
     Raises:
         InputError: If a line is not valid, with the file and the line number.
     """
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         fields = line.split("\t")
         if number == 1 and fields[0] in {"query-id", "query_id", "qid"}:
             continue
@@ -112,7 +107,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
 
 
 def _trec_rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         fields = line.split()
         if len(fields) != 6:
             raise InputError(
@@ -144,12 +139,15 @@ def find_file(folder: Path, *names: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ConfigurationError(
-        f"{folder} holds no {' or '.join(names)}. A BEIR folder has queries.jsonl, corpus.jsonl[.gz] and qrels.tsv."
+        f"{folder} holds no {' or '.join(names)}. A BEIR folder has queries.jsonl, corpus.jsonl[.gz] and qrels.tsv; "
+        'judged pairs are a file of JSON lines {"query", "passage", "label"}.'
     )
 
 
 def read_collection(path: str | os.PathLike[str]) -> BeirDataset:
     """Reads a folder with queries.jsonl, corpus.jsonl[.gz] and qrels.tsv (or qrels/test.tsv), without candidates.
+
+    A file of judged pairs, or a folder with ``pairs.jsonl`` alone, is read as `read_judged_pairs` says.
 
     Judgements of queries that are not in queries.jsonl are left out; those of documents that are not in the corpus
     stay, and count in the ideal ranking.
@@ -159,23 +157,76 @@ def read_collection(path: str | os.PathLike[str]) -> BeirDataset:
         InputError: If a line is not valid, with the file and the line number, or if nothing can be measured.
     """
     folder = Path(path)
-    queries = read_queries(find_file(folder, "queries.jsonl", "queries.jsonl.gz"))
+    if not any((folder / name).is_file() for name in QUERIES):
+        for file in (folder, *(folder / name for name in PAIRS)):
+            if file.is_file():
+                return read_judged_pairs(file)
+    queries = read_queries(find_file(folder, *QUERIES))
     corpus = find_file(folder, "corpus.jsonl.gz", "corpus.jsonl")
     documents = {name: text for _, name, text in read_texts(corpus)}
     if not documents:
         raise InputError(f"{corpus} has no document.")
     judged = find_file(folder, "qrels.tsv", "qrels/test.tsv")
     qrels: dict[str, dict[str, int]] = {}
-    for _, query, document, grade in read_rows(judged):
+    for number, query, document, grade in read_rows(judged):
+        if grade != int(grade) or abs(grade) > HIGHEST_GRADE:
+            raise InputError(
+                f"{judged}, line {number}: a grade must be a whole number from -{HIGHEST_GRADE} to {HIGHEST_GRADE}, "
+                f"got {grade:g}."
+            )
         if query in queries:
             qrels.setdefault(query, {})[document] = int(grade)
-    dataset = BeirDataset(folder.resolve().name, queries, documents, qrels, {})
+    dataset = BeirDataset(folder_name(folder), queries, documents, qrels, {})
     if not dataset.usable:
         raise InputError(
             f"{judged} has no relevant document (a score above 0) for any query of queries.jsonl: nothing can be "
             "measured. Check that both use the same query ids."
         )
     return dataset
+
+
+def read_judged_pairs(file: Path) -> BeirDataset:
+    """A file of judged pairs or triples as a collection: all its passages are the corpus of each query.
+
+    The queries are those of the split "test", where pairs have that, and otherwise all. Labels become grades: as they
+    are where all are whole numbers, and otherwise in hundredths.
+
+    Raises:
+        InputError: If a line is not valid, or nothing is relevant.
+    """
+    pairs = pairs_of_file(file)
+    tested = any(pair.split == "test" for pair in pairs)
+    whole = all(pair.label == int(pair.label) for pair in pairs)
+    queries: dict[str, str] = {}
+    documents: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for pair in pairs:
+        document = documents.setdefault(pair.passage, f"p{len(documents) + 1}")
+        if pair.split == "test" or not tested:
+            query = queries.setdefault(pair.query, f"q{len(queries) + 1}")
+            grade = round(pair.label * (1 if whole else 100))
+            grades = qrels.setdefault(query, {})
+            grades[document] = max(grade, grades.get(document, 0))
+    dataset = BeirDataset(
+        file.resolve().name.removesuffix(".gz").removesuffix(".jsonl"),
+        {name: text for text, name in queries.items()},
+        {name: text for text, name in documents.items()},
+        qrels,
+        {},
+    )
+    if not dataset.usable:
+        raise InputError(f"{file} has no relevant passage, with a label above 0: nothing can be measured.")
+    return dataset
+
+
+_COMMON_NAMES = {"beir", "data", "dataset", "test", "dev", "eval", "evaluation"}
+
+
+def folder_name(folder: Path) -> str:
+    """A data set's name: its folder's, with the one above it where many are called the same."""
+    resolved = folder.resolve()
+    name = resolved.name
+    return f"{resolved.parent.name}/{name}" if name.lower() in _COMMON_NAMES and resolved.parent.name else name
 
 
 def read_candidates(path: Path, dataset: BeirDataset) -> BeirDataset:
@@ -234,7 +285,8 @@ def score_texts(scorer: Scorer, query: str, texts: Sequence[str]) -> NDArray[np.
     Raises:
         ScoringError: There is not one finite number for each text.
     """
-    score: Any = getattr(scorer, "score", scorer)
+    # A Reranker's scores may be probabilities, which run into each other near 0 and 1.
+    score: Any = getattr(scorer, "logits", None) or getattr(scorer, "score", scorer)
     logits = np.asarray(score(query, list(texts)), dtype=np.float64)
     if logits.shape != (len(texts),) or not np.isfinite(logits).all():
         raise ScoringError(

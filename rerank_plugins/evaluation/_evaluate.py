@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rerank_plugins.errors import ConfigurationError, InputError
-from rerank_plugins.evaluation._beir import BeirDataset, Scorer, read_collection, score_texts
+from rerank_plugins.evaluation._beir import BeirDataset, Scorer, folder_name, read_collection, score_texts
 from rerank_plugins.evaluation._first_stage import Embed, Progress, with_first_stage
 from rerank_plugins.evaluation._measures import (
     DEFAULT_MEASURES,
@@ -51,7 +51,8 @@ def evaluate(
 
     Args:
         folders: One or several in BEIR layout: queries.jsonl, corpus.jsonl[.gz], qrels.tsv (or qrels/test.tsv), and
-            perhaps candidates.tsv.
+            perhaps candidates.tsv. Or files of judged pairs, JSON lines ``{"query", "passage", "label"}`` or
+            ``{"query", "positive", "negative"}``: each query searches the passages of the whole file then.
         models: What to measure: None for the bundled model, a `Reranker`, anything else with
             ``score(query, texts) -> (n,)``, or a function like that; several of them in a list, or by name.
         first_stage: ``"candidates"`` (candidates.tsv or candidates-bm25.tsv of the folder), ``"bm25"``, ``"faiss"``,
@@ -155,15 +156,16 @@ def _dataset_names(paths: Sequence[Path]) -> list[str]:
     if not paths:
         raise ConfigurationError("Expected one folder or more in BEIR layout, got none.")
     for path in paths:
-        if not path.is_dir():
+        if not path.exists():
             raise ConfigurationError(
-                f"{path} is no folder. Expected one with queries.jsonl, corpus.jsonl[.gz] and qrels.tsv."
+                f"{path} is no folder, and no file. Expected a folder with queries.jsonl, corpus.jsonl[.gz] and "
+                'qrels.tsv, or a file of JSON lines {"query", "passage", "label"}.'
             )
     resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
         raise ConfigurationError("A folder was given twice.")
-    short = [path.name for path in resolved]
-    return [str(path) if short.count(path.name) > 1 else path.name for path in resolved]
+    short = [folder_name(path) for path in resolved]
+    return [str(path) if short.count(name) > 1 else name for path, name in zip(resolved, short, strict=True)]
 
 
 def _candidates(data: BeirDataset, top_k: int) -> dict[str, list[str]]:
@@ -192,7 +194,7 @@ def _rerank(
     probes = _probe(scorer, data, candidates)
     rankings: dict[str, list[str]] = {}
     scores: dict[str, list[float]] = {}
-    seconds: list[float] = []
+    times: list[tuple[int, float, bool]] = []
     with contextlib.ExitStack() as stack:
         kept = None
         if work is not None:
@@ -200,17 +202,18 @@ def _rerank(
         for query, documents in candidates.items():
             texts = [data.documents[document] for document in documents]
             key = pair_key(data.queries[query], texts)
-            known = None if kept is None else kept.get(key)
+            known = None if kept is None else kept.get(key, len(texts))
             if known is None:
                 logits, took = _timed(scorer, data, query, texts)
+                times.append((len(documents), took, True))
                 if kept is not None:
                     kept.put(key, logits, took)
             else:
                 logits, took = known
+                times.append((len(documents), took, False))
             order = np.argsort(-np.asarray(logits), kind="stable")
             rankings[query] = [documents[row] for row in order]
             scores[query] = [logits[row] for row in order]
-            seconds.append(took)
             progress(len(documents))
     values = measure_queries(data, _places(rankings), measures)
     before = measure_queries(data, _places(candidates), measures)
@@ -218,7 +221,7 @@ def _rerank(
         measure: compare([before[measure][q] for q in data.usable], [values[measure][q] for q in data.usable])
         for measure in measures
     }
-    return ModelResult(model, engine, rankings, scores, values, comparisons, _speed(candidates, seconds))
+    return ModelResult(model, engine, rankings, scores, values, comparisons, _speed(times))
 
 
 def _timed(scorer: Scorer, data: BeirDataset, query: str, texts: Sequence[str]) -> tuple[list[float], float]:
@@ -245,16 +248,25 @@ def _places(rankings: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]
     return {q: {document: -float(place) for place, document in enumerate(found)} for q, found in rankings.items()}
 
 
-def _speed(candidates: Mapping[str, Sequence[str]], seconds: Sequence[float]) -> Speed | None:
-    if not seconds:
+def _speed(times: Sequence[tuple[int, float, bool]]) -> Speed | None:
+    """Speed by documents, seconds and whether this run took them, of each query.
+
+    Times of an earlier run, perhaps under another load, are used only where this run scored nothing, and marked.
+    """
+    if not times:
         return None
-    documents, total = sum(map(len, candidates.values())), sum(seconds)
+    now = [(documents, took) for documents, took, new in times if new]
+    used = now or [(documents, took) for documents, took, _ in times]
+    documents, total = sum(count for count, _ in used), sum(took for _, took in used)
+    seconds = [took for _, took in used]
     return Speed(
         documents=documents,
         seconds=total,
         documents_per_s=documents / max(total, 1e-9),
         p50_s=float(np.percentile(seconds, 50)),
         p95_s=float(np.percentile(seconds, 95)),
+        queries=len(used),
+        earlier=not now,
     )
 
 

@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
+from rerank_plugins._paths import writable_directory, write_file
+from rerank_plugins._printable import parse_json
+from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.evaluation._beir import CANDIDATES, BeirDataset, find_file, read_candidates
+from rerank_plugins.evaluation._store import cannot_keep
 
 Progress = Callable[[str, float], None]
 Embed = Callable[[list[str]], Any]
@@ -65,7 +69,8 @@ def with_first_stage(
             return replace(dataset, candidates=_faiss(dataset, top_k, embed, tell)), "FAISS"
         found = _kept(cache, dataset, f"faiss {top_k}", lambda: _faiss(dataset, top_k, _minilm(), tell))
         return replace(dataset, candidates=found), "FAISS, all-MiniLM-L6-v2"
-    for path in (folder / first_stage, Path(first_stage).expanduser()):
+    beside = folder if folder.is_dir() else folder.parent
+    for path in (beside / first_stage, Path(first_stage).expanduser()):
         if path.is_file():
             return read_candidates(path, dataset), path.name
     raise ConfigurationError(
@@ -85,14 +90,30 @@ def _kept(
             digest.update(json.dumps([name, text]).encode())
     path = cache / f"first-stage-{digest.hexdigest()[:32]}.json"
     try:
-        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+        kept = parse_json(path.read_bytes())
     except (OSError, ValueError):
-        found = search()
-        cache.mkdir(parents=True, exist_ok=True)
-        work = path.with_suffix(".tmp")
-        work.write_text(json.dumps(found), encoding="utf-8")
-        work.replace(path)
+        kept = None
+    if _is_search(kept, dataset):
+        return dict(kept)
+    # Told before the search, which may take minutes.
+    try:
+        writable_directory(cache)
+    except ConfigurationError as error:
+        raise cannot_keep(cache, error) from error
+    found = search()
+    write_file(path, json.dumps(found))
     return found
+
+
+def _is_search(kept: Any, dataset: BeirDataset) -> bool:
+    """Whether a file holds what a search of this data set can give: each document of a query once, and known."""
+    return isinstance(kept, dict) and all(
+        query in dataset.queries
+        and isinstance(documents, list)
+        and all(isinstance(document, str) and document in dataset.documents for document in documents)
+        and len(set(documents)) == len(documents)
+        for query, documents in kept.items()
+    )
 
 
 def _bm25(dataset: BeirDataset, top_k: int, progress: Progress) -> dict[str, list[str]]:
@@ -153,5 +174,6 @@ def _embedded(texts: Sequence[str], embed: Embed, progress: Callable[[float], No
 
 def _minilm() -> Embed:
     library: Any = import_extra("sentence_transformers", "demo")
-    model = library.SentenceTransformer(str(minilm_directory("demo")))
+    with no_progress_bars():
+        model = library.SentenceTransformer(str(minilm_directory("demo")))
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)

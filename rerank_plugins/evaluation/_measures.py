@@ -56,7 +56,7 @@ def compare(before: Sequence[float], after: Sequence[float]) -> Comparison:
     For means of retrieval measures the t-test keeps its nominal error rate and has the most power among the usual
     paired tests, even where differences are not normal (Urbano et al. 2019), and it agrees with the randomisation and
     bootstrap tests in practice (Smucker et al. 2007). Nothing is corrected for the number of models and measures that
-    are compared: with many of them, read single p-values near 0.05 with care. Interval and p-value are not defined,
+    are compared: `holm` does that. Interval and p-value are not defined,
     hence None, for fewer than two queries, or where all queries differ by the same amount other than 0.
 
     Args:
@@ -95,6 +95,23 @@ def _t_test(change: NDArray[np.float64]) -> tuple[float | None, float | None, fl
     test = stats.ttest_1samp(change, 0.0)
     interval = test.confidence_interval(0.95)
     return float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected for how many there are, in their order; None where there is none, which counts as no test.
+
+    Below 0.05 after it, a difference is unlikely to be one that stood out only because many were looked at.
+
+    References:
+        S. Holm. A Simple Sequentially Rejective Multiple Test Procedure. Scandinavian Journal of Statistics, 1979.
+    """
+    known = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (value, place) in enumerate(known):
+        highest = max(highest, min(1.0, value * (len(known) - rank)))
+        corrected[place] = highest
+    return corrected
 
 
 def split_measures(text: str) -> list[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from html import escape
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from html import escape as _html_escape
 
-from rerank_plugins.errors import ConfigurationError
+from rerank_plugins import __version__
+from rerank_plugins._paths import write_file
+from rerank_plugins._printable import printable, without_secrets
 from rerank_plugins.evaluation._measures import Comparison, means
 from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelResult
-from rerank_plugins.evaluation._svg import Point, gains_plot, measure_value, moves_plot, quality_plot
+from rerank_plugins.evaluation._svg import Point, escape, gains_plot, measure_value, moves_plot, quality_plot
 
 _EXAMPLES = 5
 _SHOWN = 3
@@ -19,63 +21,103 @@ _RANGES = ((1, 1), (2, 3), (4, 10), (11, 20), (21, 50), (51, 100))
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6670; --line: #d8dde2; --paper: #fff; --panel: #f5f7f9;
-  --gain: #0072b2; --loss: #d55e00; --stay: #8a949e; }
+  --gain: #0072b2; --loss: #d55e00; --stay: #8a949e; --shade: rgb(0 0 0 / 35%); }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8eb; --soft: #9aa5af; --line: #3a4148; --paper: #16191c;
-  --panel: #1f2428; --gain: #4aa8e0; --loss: #f08a3c; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
-  margin: 2rem auto; padding: 0 1rem; }
+  --panel: #1f2428; --gain: #4aa8e0; --loss: #f08a3c;
+  --shade: rgb(255 255 255 / 35%); } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 78rem;
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-th, td { text-align: right; padding: 0.25rem 0.5rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: right; padding: 0.25rem 0.5rem; border-bottom: 1px solid var(--line); white-space: nowrap;
+  overflow-wrap: normal; }
 th.name, td.name { text-align: left; }
 td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
-.scroll { overflow-x: auto; } .soft { color: var(--soft); }
+/* Shadows at the edges tell that a table or plot goes on there; they vanish at its end. */
+.scroll { overflow-x: auto; overscroll-behavior-x: contain; margin: 0.5rem 0;
+  background: linear-gradient(to right, var(--paper) 30%, transparent) left / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--paper) 30%, transparent) right / 3rem 100% no-repeat local,
+    radial-gradient(farthest-side at 0 50%, var(--shade), transparent) left / 1rem 100% no-repeat scroll,
+    radial-gradient(farthest-side at 100% 50%, var(--shade), transparent) right / 1rem 100% no-repeat scroll; }
+.hint { display: none; } .soft { color: var(--soft); } code { font: 0.9em ui-monospace, monospace; }
 .gained { color: var(--gain); } .lost { color: var(--loss); }
-svg { width: 100%; max-width: 640px; height: auto; display: block; margin: 0.5rem 0; font: 12px system-ui, sans-serif; }
-svg text { fill: var(--ink); } .grid { stroke: var(--line); } .axis { stroke: var(--soft); }
+svg { width: 100%; min-width: 600px; height: auto; display: block; font: 13px system-ui, sans-serif; }
+svg text { fill: var(--ink); unicode-bidi: isolate; }
+.grid { stroke: var(--line); } .axis { stroke: var(--soft); }
 .first { stroke: var(--stay); stroke-width: 2; }
 .ceiling { stroke: var(--stay); stroke-width: 2; stroke-dasharray: 5 4; }
 .gain { fill: var(--gain); } .loss { fill: var(--loss); } .stay { fill: var(--stay); }
 details { background: var(--panel); border-radius: 6px; padding: 0.5rem 0.8rem; margin: 0.5rem 0; }
 summary { cursor: pointer; } .columns { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
-@media (max-width: 46rem) { .columns { grid-template-columns: 1fr; } }
-.columns ol { padding-left: 1.4rem; margin: 0.3rem 0; } .columns li { margin-bottom: 0.5rem; overflow-wrap: anywhere; }
+.columns > div { min-width: 0; }
+.columns ol { padding-left: 1.4rem; margin: 0.3rem 0; } .columns li { margin-bottom: 0.5rem; }
 .grade { font-weight: 600; }
+@media (max-width: 46rem) { .columns { grid-template-columns: 1fr; } .hint { display: block; font-size: 0.85rem; } }
 """
 
 
-def write_report(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
+def write_report(evaluation: Evaluation, path: str | os.PathLike[str], *, command: str | None = None) -> None:
     """Write an evaluation as one HTML file with its plots and its worst and best queries.
 
-    The first measure is the one that is plotted. All texts are escaped, and nothing is loaded from elsewhere.
+    The first measure is the one that is plotted. The file has no script and loads nothing; texts of the data set are
+    escaped, stand apart from what is beside them, and have their control characters shown.
 
     Args:
         evaluation: What to show.
         path: The file; it is replaced if it is there.
+        command: The command line that made it, to be shown.
 
     Raises:
         ConfigurationError: The file cannot be written.
     """
-    try:
-        # A lone surrogate, which JSON can hold and UTF-8 cannot, must not cost the report.
-        Path(path).write_text(report_html(evaluation), encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigurationError(f"The report {os.fspath(path)} cannot be written: {error}.") from error
+    write_file(path, report_html(evaluation, command=command))
 
 
-def report_html(evaluation: Evaluation) -> str:
+def report_html(evaluation: Evaluation, *, command: str | None = None) -> str:
     """The HTML of `write_report`."""
     many = len(evaluation.datasets) > 1
     body = [_summary(evaluation)] if many else []
-    body += [_dataset(result) for result in evaluation.datasets]
+    corrected = evaluation.corrected()
+    body += [_dataset(result, corrected) for result in evaluation.datasets]
     verdicts = "".join(
         f"<li>{_verdict(result, model)}</li>" for result in evaluation.datasets for model in result.models
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Does reranking help?</title><style>{_STYLE}</style></head><body>"
-        f"<h1>Does reranking help?</h1><ul>{verdicts}</ul>{''.join(body)}{_NOTES}</body></html>\n"
+        f"<h1>Does reranking help?</h1>{_made(evaluation, command)}<ul>{verdicts}</ul>"
+        f"<p>{escape(tested_text(evaluation))}</p>"
+        f"{''.join(body)}{_NOTES}</body></html>\n"
+    )
+
+
+def _made(evaluation: Evaluation, command: str | None) -> str:
+    """When, by what, and on what."""
+    names = ", ".join(_foreign(result.name) for result in evaluation.datasets)
+    parts = [
+        f"Data: {names}",
+        f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        f"rerank-plugins {__version__}",
+    ]
+    line = f"<p class=soft>{'; '.join(parts)}.</p>"
+    if command is not None:
+        line += f"<p class=soft>Made by: <code>{_foreign(without_secrets(command))}</code></p>"
+    return line
+
+
+def tested_text(evaluation: Evaluation) -> str:
+    """How many differences were tested, and how many of them are clear after the correction for that; perhaps none."""
+    values = evaluation.corrected()
+    known = [value for value in values.values() if value is not None]
+    clear = sum(value < 0.05 for value in known)
+    if len(known) < 2:
+        return ""
+    return (
+        f"The first measure, {evaluation.measures[0]}, is the one to go by. {len(known)} differences were tested in "
+        f"all, and with so many some look clear by chance: after Holm's correction {clear or 'none'} of them "
+        f"{'is' if clear == 1 else 'are'} (p below 0.05)."
     )
 
 
@@ -88,10 +130,21 @@ are out of reach.</li>
 none that is relevant, are left out, and counted above. A query without candidates counts as 0. A document without a
 judgement counts as not relevant.</li>
 <li>Intervals and p-values are of a paired t-test over queries, two-sided, at 95 %, not corrected for the number of
-models and measures.</li>
-<li>Times are of one query after the other, each with all its candidates, on the machine that made this report, after a
-first call to warm up.</li>
+models and measures, but for the column "p, Holm".</li>
+<li>Times are of one query after the other, each with all its candidates, after a first call to warm up. Those without a
+mark were measured by the run that made this report. Those marked "earlier run", and hollow dots in the plot, were kept
+from a run before, perhaps under another load: do not compare them with the others.</li>
 </ul>"""
+
+
+def _foreign(text: str) -> str:
+    """A text that may be in any language and hold anything, set apart from what stands beside it."""
+    return f"<bdi>{_html_escape(printable(text))}</bdi>"
+
+
+def _short(name: str) -> str:
+    """An id; a long one without its middle."""
+    return _foreign(name if len(name) <= 60 else f"{name[:40]}…{name[-16:]}")
 
 
 def p_text(p_value: float | None) -> str:
@@ -130,11 +183,18 @@ def _verdict(result: DatasetResult, model: ModelResult) -> str:
         }[verdict(found)]
     )
     return (
-        f"<b>{escape(model.name)}</b> {words} {escape(measure)} on {escape(result.name)}: "
+        f"<b>{_foreign(model.name)}</b> {words} {escape(measure)} on {_foreign(result.name)}: "
         f"{measure_value(found.before)} → {measure_value(found.after)} "
         f"(95 % interval of the difference {interval_text(found)}, p {p_text(found.p_value)}); "
         f"{found.better} queries better, {found.worse} worse, {found.same} the same."
     )
+
+
+_HINT = '<div class="hint soft">More to the right: scroll sideways. →</div>'
+
+
+def _scrolling(content: str) -> str:
+    return f'{_HINT}<div class="scroll" tabindex="0">{content}</div>'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
@@ -144,20 +204,20 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -
         )
 
     lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{cells("th", head)}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return _scrolling(f"<table><thead><tr>{cells('th', head)}</tr></thead><tbody>{lines}</tbody></table>")
 
 
 def _summary(evaluation: Evaluation) -> str:
     names = [("first stage", None), *((name, name) for name in evaluation.model_names)]
     rows = [
-        [escape(label), *(measure_value(evaluation.mean(measure, name)) for measure in evaluation.measures)]
+        [_foreign(label), *(measure_value(evaluation.mean(measure, name)) for measure in evaluation.measures)]
         for label, name in names
     ]
     head = ["", *(escape(measure) for measure in evaluation.measures)]
     return f"<h2>Mean over {len(evaluation.datasets)} data sets</h2>{_table(head, rows)}"
 
 
-def _dataset(result: DatasetResult) -> str:
+def _dataset(result: DatasetResult, corrected: Mapping[tuple[str, str, str], float | None]) -> str:
     first, ceiling, plotted = means(result.first), means(result.ceiling), result.measures[0]
     rows = []
     for model in result.models:
@@ -165,18 +225,19 @@ def _dataset(result: DatasetResult) -> str:
             style = {"better": "gained", "worse": "lost", "unclear": ""}[verdict(found)]
             rows.append(
                 [
-                    escape(model.name) if place == 0 else "",
+                    _foreign(model.name) if place == 0 else "",
                     escape(measure),
                     measure_value(found.before),
                     f"<b>{measure_value(found.after)}</b>",
                     f'<span class="{style}">{found.difference:+.4f}</span>',
                     interval_text(found),
                     escape(p_text(found.p_value)),
+                    escape(p_text(corrected[result.name, model.name, measure])),
                     f"{found.better} / {found.worse} / {found.same}",
                     measure_value(ceiling[measure]),
                 ]
             )
-    head = ["model", "measure", "first stage", "reranked", "difference", "95 % interval", "p",
+    head = ["model", "measure", "first stage", "reranked", "difference", "95 % interval", "p", "p, Holm",
             "better / worse / same", "ceiling"]  # fmt: skip
     points = [
         Point(
@@ -185,6 +246,7 @@ def _dataset(result: DatasetResult) -> str:
             found.after,
             None if found.low is None else found.before + found.low,
             None if found.high is None else found.before + found.high,
+            model.speed.earlier,
         )
         for model in result.models
         if model.speed is not None
@@ -192,8 +254,8 @@ def _dataset(result: DatasetResult) -> str:
     ]
     plot = quality_plot(points, first[plotted], ceiling[plotted], plotted) if points else ""
     return (
-        f"<h2>{escape(result.name)}</h2><p class=soft>{escape(facts_text(result))}</p>{_table(head, rows, 2)}"
-        f"{_speeds(result)}<h3>Quality against latency</h3>{plot}"
+        f"<h2>{_foreign(result.name)}</h2><p class=soft>{_foreign(facts_text(result))}</p>{_table(head, rows, 2)}"
+        f"{_speeds(result)}<h3>Quality against latency</h3>{plot and _scrolling(plot)}"
         f"<p class=soft>{escape(plotted)}; the bar is the 95 % interval of the difference to the first stage.</p>"
         + "".join(_model(result, model) for model in result.models)
     )
@@ -219,8 +281,9 @@ def facts_text(result: DatasetResult) -> str:
 def _speeds(result: DatasetResult) -> str:
     rows = [
         [
-            escape(model.name),
+            _foreign(model.name),
             escape(model.engine or "–"),
+            f"{model.speed.queries:,}" + (" (earlier run)" if model.speed.earlier else ""),
             f"{model.speed.documents:,}",
             f"{model.speed.documents_per_s:,.0f}",
             f"{model.speed.p50_s * 1000:,.1f}",
@@ -229,7 +292,7 @@ def _speeds(result: DatasetResult) -> str:
         for model in result.models
         if model.speed is not None
     ]
-    head = ["model", "engine", "documents", "documents / s", "ms a query, median", "95th percentile"]
+    head = ["model", "engine", "queries timed", "documents", "documents / s", "ms a query, median", "95th percentile"]
     return f"<h3>Speed</h3>{_table(head, rows, 2)}"
 
 
@@ -241,10 +304,10 @@ def _model(result: DatasetResult, model: ModelResult) -> str:
     worst = [query for query in order[:_EXAMPLES] if changes[query] < 0]
     best = [query for query in order[::-1][:_EXAMPLES] if changes[query] > 0]
     bars = gains_plot([(result.dataset.queries[query], change) for query, change in changes.items()], measure)
-    parts = [f"<h3>{escape(model.name)}: gains and losses</h3>{bars}", _moves(result, model)]
+    parts = [f"<h3>{_foreign(model.name)}: gains and losses</h3>{_scrolling(bars)}", _moves(result, model)]
     for title, queries in (("Worst queries", worst), ("Best queries", best)):
         listed = "".join(_query(result, model, query, measure) for query in queries)
-        parts.append(f"<h3>{escape(model.name)}: {title.lower()}</h3>" + (listed or "<p>None.</p>"))
+        parts.append(f"<h3>{_foreign(model.name)}: {title.lower()}</h3>" + (listed or "<p>None.</p>"))
     return "".join(parts)
 
 
@@ -273,7 +336,7 @@ def _moves(result: DatasetResult, model: ModelResult) -> str:
             counts[row][column] += 1
     labels = [str(low) if low == high else f"{low}–{high}" for low, high in ranges]
     return (
-        f"<h3>{escape(model.name)}: where the relevant documents moved</h3>{moves_plot(counts, labels)}"
+        f"<h3>{_foreign(model.name)}: where the relevant documents moved</h3>{_scrolling(moves_plot(counts, labels))}"
         f"<p class=soft>Of {up + down + stayed:,} relevant documents among the candidates {up:,} moved up, "
         f"{down:,} down and {stayed:,} stayed; {missed:,} more are not among the candidates. Blue cells are moves up, "
         "orange ones moves down.</p>"
@@ -292,8 +355,8 @@ def _query(result: DatasetResult, model: ModelResult, query: str, measure: str) 
     )
     return (
         f"<details><summary>{after - before:+.3f} ({before:.3f} → {after:.3f}) "
-        f"<b>{escape(_excerpt(result.dataset.queries[query]))}</b></summary>"
-        f'<p class=soft>query {escape(query)}</p><div class="columns">{columns}</div></details>'
+        f"<b>{_foreign(_excerpt(result.dataset.queries[query]))}</b></summary>"
+        f'<p class=soft>query {_short(query)}</p><div class="columns">{columns}</div></details>'
     )
 
 
@@ -302,8 +365,8 @@ def _document(result: DatasetResult, query: str, document: str, ranks: dict[str,
     told = "not judged" if grade is None else f"grade {grade}"
     style = "gained" if grade is not None and grade > 0 else "soft"
     return (
-        f'<li><span class="grade {style}">{told}</span> <span class=soft>{escape(document)}, first stage '
-        f"{ranks[document]}</span><br>{escape(_excerpt(result.dataset.documents[document]))}</li>"
+        f'<li><span class="grade {style}">{told}</span> <span class=soft>{_short(document)}, first stage '
+        f"{ranks[document]}</span><br>{_foreign(_excerpt(result.dataset.documents[document]))}</li>"
     )
 
 

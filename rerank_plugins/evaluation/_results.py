@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins._paths import writable_directory, write_file
+from rerank_plugins.errors import InputError
 from rerank_plugins.evaluation._beir import BeirDataset
-from rerank_plugins.evaluation._measures import Comparison, Values, means
+from rerank_plugins.evaluation._measures import Comparison, Values, holm, means
 from rerank_plugins.evaluation._store import slug
 
 
@@ -25,6 +26,8 @@ class Speed:
         documents_per_s: Throughput, one query after the other.
         p50_s: Median time of a query with all its candidates, in seconds.
         p95_s: 95th percentile of it, in seconds.
+        queries: How many queries these figures are of: those that this run scored, and did not find kept.
+        earlier: This run found the scores of all queries kept, so that the times are those of an earlier run.
     """
 
     documents: int
@@ -32,6 +35,8 @@ class Speed:
     documents_per_s: float
     p50_s: float
     p95_s: float
+    queries: int = 0
+    earlier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,17 @@ class Evaluation:
             found.append(means(values)[measure])
         return float(np.mean(found))
 
+    def corrected(self) -> dict[tuple[str, str, str], float | None]:
+        """p-values by data set, model and measure, corrected by `holm` for the number of all of them."""
+        compared = [
+            ((result.name, model.name, measure), found.p_value)
+            for result in self.datasets
+            for model in result.models
+            for measure, found in model.comparisons.items()
+        ]
+        values = holm([value for _, value in compared])
+        return {key: value for (key, _), value in zip(compared, values, strict=True)}
+
     def to_dict(self) -> dict[str, Any]:
         """All figures, ready for JSON."""
         return {
@@ -190,6 +206,7 @@ class Evaluation:
             ConfigurationError: The directory cannot be written.
         """
         written: list[Path] = []
+        writable_directory(directory)
         for result in self.datasets:
             places = {
                 query: [float(left) for left in range(len(found), 0, -1)] for query, found in result.candidates.items()
@@ -198,11 +215,7 @@ class Evaluation:
             runs += [(model.name, model.rankings, model.scores) for model in result.models]
             for name, rankings, scores in runs:
                 path = _free(directory / f"{slug(result.name)}.{slug(name)}.run", written)
-                try:
-                    directory.mkdir(parents=True, exist_ok=True)
-                    path.write_text(_trec_run(rankings, scores, slug(name)), encoding="utf-8")
-                except OSError as error:
-                    raise ConfigurationError(f"The run {path} cannot be written: {error}.") from error
+                write_file(path, _trec_run(rankings, scores, slug(name)))
                 written.append(path)
         return written
 

@@ -9,10 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from rerank_plugins._paths import write_file
+from rerank_plugins._printable import parse_json
 from rerank_plugins.errors import ConfigurationError
 
 _FORMAT = 1
@@ -70,17 +72,16 @@ class ScoreFile:
                 self._known = {row["key"]: (row["scores"], row["seconds"]) for row in lines[1:]}
             # Written anew rather than appended to: a line that a kill cut in two is gone then.
             rows = lines if lines and resume else [{**facts, "probes": {key: list(p) for key, p in probes.items()}}]
-            work = path.with_name(path.name + ".tmp")
-            work.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            work.replace(path)
+            write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"The scores cannot be kept in {directory}: {error}.") from error
+        except (OSError, ConfigurationError) as error:
+            raise cannot_keep(directory, error) from error
         self.path = path
 
-    def get(self, key: str) -> tuple[list[float], float] | None:
+    def get(self, key: str, n_texts: int) -> tuple[list[float], float] | None:
         """Scores in the order of the texts, and the seconds they took; None where they are not known."""
-        return self._known.get(key)
+        known = self._known.get(key)
+        return known if known is not None and len(known[0]) == n_texts else None
 
     def put(self, key: str, scores: Sequence[float], seconds: float) -> None:
         """Keep the scores of a query."""
@@ -96,26 +97,51 @@ class ScoreFile:
         self._file.close()
 
 
+def cannot_keep(directory: Path, error: Exception) -> ConfigurationError:
+    """What to raise where scores or searches cannot be kept."""
+    return ConfigurationError(
+        f"Scores cannot be kept in {directory}: {error} Name another directory with work=..., or one for all caches "
+        "in the environment variable RERANK_PLUGINS_CACHE."
+    )
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """The header and the rows, up to the first line that is damaged; empty where there is no header."""
     try:
         content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except UnicodeDecodeError:
+    except (FileNotFoundError, UnicodeDecodeError):
         return []
     rows: list[dict[str, Any]] = []
     for line in content.splitlines():
         try:
-            row = json.loads(line)
-            if not rows and not isinstance(row["probes"], dict):
-                return []
-            if rows and not (isinstance(row["scores"], list) and float(row["seconds"]) >= 0 and row["key"]):
-                break
-        except (ValueError, KeyError, TypeError):
+            row = parse_json(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not (_is_row(row) if rows else _is_header(row)):
             break
         rows.append(row)
     return rows
+
+
+def _is_header(row: dict[str, Any]) -> bool:
+    probes = row.get("probes")
+    return isinstance(probes, dict) and all(_are_numbers(values) for values in probes.values())
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    seconds = row.get("seconds")
+    return (
+        isinstance(row.get("key"), str)
+        and _are_numbers(row.get("scores"))
+        and _are_numbers([seconds])
+        and float(cast(float, seconds)) >= 0
+    )
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 for value in values
+    )
 
 
 def _fits(header: Mapping[str, Any], facts: Mapping[str, Any], probes: Probes) -> bool:

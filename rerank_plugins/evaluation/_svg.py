@@ -5,26 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as _escape
+
+from rerank_plugins._printable import printable
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a0d3")
 """Colours that stay apart for colour-blind readers (after Okabe and Ito)."""
 
 
+WIDTH = 960
+"""Of a plot, in its own units: about a pixel each on a wide screen."""
+
+
+def escape(text: str) -> str:
+    """A text that is neither markup nor able to reorder what stands beside it."""
+    return _escape(printable(text, one_line=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A model in `quality_plot`: its latency in ms, its quality, and the ends of the interval of it, if known."""
+    """A model in `quality_plot`: its latency in ms, its quality, and the ends of the interval of it, if known.
+
+    `earlier` marks a latency that another run measured: its dot is hollow.
+    """
 
     name: str
     x: float
     y: float
     low: float | None
     high: float | None
+    earlier: bool = False
 
 
 def quality_plot(points: Sequence[Point], first: float, ceiling: float, measure: str) -> str:
     """Quality against the median latency of a query, on a logarithmic axis, between first stage and ceiling."""
-    width, height, left, right, top, bottom = 640, 320, 58, 20, 16, 44
+    width, height, left, right, top, bottom = WIDTH, 340, 58, 20, 16, 44
     ends = [first, ceiling, *(value for p in points for value in (p.y, p.low, p.high) if value is not None)]
     margin = 0.06 * (max(ends) - min(ends) or 1.0)
     y_low, y_high = max(0.0, min(ends) - margin), max(ends) + margin
@@ -58,13 +73,15 @@ def quality_plot(points: Sequence[Point], first: float, ceiling: float, measure:
                 f'stroke="{colour}" stroke-width="2" opacity="0.6"/>'
             )
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}">'
-            f"<title>{escape(p.name)}: {measure_value(p.y)}, {p.x:.3g} ms</title></circle>"
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" stroke="{colour}" stroke-width="2" '
+            f'fill="{"none" if p.earlier else colour}"><title>{escape(p.name)}: {measure_value(p.y)}, {p.x:.3g} ms'
+            f"{' (timed by an earlier run)' if p.earlier else ''}</title></circle>"
         )
         # Labels of models that lie close together are pushed apart.
         label_y = max(y + 4, label_y + 14)
         to_left = x > width * 0.6
-        parts.append(_text(x - 10 if to_left else x + 10, label_y, p.name, "end" if to_left else "start"))
+        name = p.name if len(p.name) <= 60 else f"{p.name[:40]}…{p.name[-16:]}"
+        parts.append(_text(x - 10 if to_left else x + 10, label_y, name, "end" if to_left else "start"))
     parts.append(_text((left + width - right) / 2, height - 8, "median time of a query in ms", "middle"))
     return _svg(width, height, f"{measure} against latency", parts)
 
@@ -81,7 +98,7 @@ def gains_plot(changes: Sequence[tuple[str, float]], measure: str) -> str:
         changes: Query texts and differences.
         measure: What changed.
     """
-    width, height, left, top, bottom = 640, 220, 58, 12, 30
+    width, height, left, top, bottom = WIDTH, 240, 58, 12, 30
     ordered = sorted(changes, key=lambda item: -item[1])
     limit = max((abs(change) for _, change in ordered), default=0.0) or 1.0
     middle = top + (height - top - bottom) / 2
@@ -113,7 +130,8 @@ def moves_plot(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
         counts: Shape (n, n): from, to.
         labels: The ranges of ranks.
     """
-    cell_w, cell_h, left, top = 74, 30, 104, 42
+    left, top, cell_h = 104, 42, 30
+    cell_w = (WIDTH - left - 10) / len(labels) if labels else 0.0
     width, height = left + cell_w * len(labels) + 10, top + cell_h * len(labels) + 8
     most = max((max(row) for row in counts), default=0) or 1
     parts = [_text(left + cell_w * len(labels) / 2, 14, "rank after reranking", "middle")]
@@ -125,7 +143,7 @@ def moves_plot(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
             kind = "gain" if j < i else "loss" if j > i else "stay"
             x, y = left + cell_w * j, top + cell_h * i
             parts.append(
-                f'<rect x="{x}" y="{y}" width="{cell_w - 2}" height="{cell_h - 2}" class="{kind}" '
+                f'<rect x="{x:.1f}" y="{y}" width="{cell_w - 2:.1f}" height="{cell_h - 2}" class="{kind}" '
                 f'opacity="{0.06 + 0.64 * math.sqrt(count / most):.3f}"><title>{count} relevant documents from ranks '
                 f"{escape(labels[i])} to {escape(labels[j])}</title></rect>"
             )

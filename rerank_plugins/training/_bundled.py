@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.errors import ConfigurationError
+from rerank_plugins.evaluation._pairs import Pair
 from rerank_plugins.training._data import (
     Group,
-    Pair,
     answered,
     groups_from_pairs,
     is_held_out,

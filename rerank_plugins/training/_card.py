@@ -17,11 +17,14 @@ from rerank_plugins import models
 from rerank_plugins._machine import processor
 from rerank_plugins.conversion import ConversionReport
 from rerank_plugins.reranker import Reranker
+from rerank_plugins.training._config import TrainingConfig, TrainingResult
 from rerank_plugins.training._data import DataSource, Group
-from rerank_plugins.training._loop import TrainingConfig, TrainingResult
 from rerank_plugins.training._mining import torch_device
 
 NOT_STATED = "not stated"
+FEW_QUERIES = 50
+"""Held-out queries below which a mean says little: the standard error of nDCG@10 is then about 0.05."""
+
 BUNDLED = "bundled"
 """As ``trunk``: the bundled model."""
 
@@ -57,6 +60,7 @@ def model_card(
     result: TrainingResult,
     ece: tuple[float | None, float | None],
     conversion: ConversionReport | None,
+    bundled: float | None = None,
 ) -> str:
     """A README.md for a model that was just trained, in Markdown with the Hub's header.
 
@@ -72,6 +76,7 @@ def model_card(
         result: How it went.
         ece: Expected calibration error before and after calibration; None where it could not be measured.
         conversion: What the ONNX graph is like; None without one.
+        bundled: nDCG@10 of the bundled model on ``dev``; None where it was not measured.
     """
     base = public_name(trunk) if trunk is not None else "sentence-transformers/all-MiniLM-L6-v2"
     on_hub = trunk is None or not Path(os.fspath(trunk)).exists()
@@ -87,7 +92,7 @@ def model_card(
         f'sigmoid is meant as the probability that the passage is relevant. Use it with `Reranker("{name}")`, where '
         "that is its directory.",
         "## Quality",
-        *_quality(dev, result, ece),
+        *_quality(dev, result, ece, bundled),
         "Measured on held-out queries of the data below, which also chose the best of the points measured: the figures "
         "after training are a little flattered. Nothing is known about other domains or languages.",
     ]
@@ -101,7 +106,9 @@ def model_card(
     return "\n\n".join([*parts, "## Data", _data(sources, licences, groups), *_recipe(recipe, config, result)])
 
 
-def _quality(dev: Sequence[Group], result: TrainingResult, ece: tuple[float | None, float | None]) -> list[str]:
+def _quality(
+    dev: Sequence[Group], result: TrainingResult, ece: tuple[float | None, float | None], bundled: float | None
+) -> list[str]:
     if not dev:
         return ["No queries were held out, so nothing was measured."]
     before, after = result.measures[0], result.best
@@ -113,8 +120,17 @@ def _quality(dev: Sequence[Group], result: TrainingResult, ece: tuple[float | No
     if len(result.by_kind) > 1:
         kinds = [f"| {kind} | {value:.4f} |" for kind, value in result.by_kind.items()]
         parts.append("\n".join(["| held-out queries of | nDCG@10 after |", "| --- | --- |", *kinds]))
+    if bundled is not None:
+        parts.append(f"On the same queries {models.BUNDLED_NAME} has nDCG@10 {bundled:.4f}.")
     if not after > before:
         parts.append("**Training did not improve the order of the held-out queries.**")
+    if bundled is not None and not after > bundled:
+        parts.append(f"**{models.BUNDLED_NAME}, which was not trained on this data, orders them no worse.**")
+    if len(dev) < FEW_QUERIES:
+        parts.append(
+            f"**{len(dev)} held-out queries are few: another {len(dev)} could give figures that differ by several "
+            "hundredths.**"
+        )
     return parts
 
 

@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import random
 import re
 import unicodedata
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins._paths import new_file
+from rerank_plugins._printable import json_text, parse_json
+from rerank_plugins.errors import InputError, RerankError
 from rerank_plugins.evaluation._beir import find_file, read_queries, read_rows, read_texts
-
-_SPLITS = {"train", "dev", "test"}
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A query, a passage, and how relevant the passage is, from 0 to 1."""
-
-    query: str
-    passage: str
-    label: float
-    split: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Triple:
-    """A query, a relevant passage, and passages that are not relevant.
-
-    Attributes:
-        query: The query.
-        positive: The relevant passage.
-        negatives: The others, at least one.
-        positive_score: A cross-encoder's logit of the positive; None where the file has none.
-        negative_scores: Its logits of the negatives, in their order; None where the file has none.
-        split: ``"train"``, ``"dev"``, ``"test"`` or None.
-    """
-
-    query: str
-    positive: str
-    negatives: tuple[str, ...]
-    positive_score: float | None = None
-    negative_scores: tuple[float, ...] | None = None
-    split: str | None = None
+from rerank_plugins.evaluation._pairs import QUERIES, Pair, Triple, pairs_file, pairs_of_file, triples_of_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +103,12 @@ def read_data(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     sources: list[DataSource] = []
     for given in paths:
         path = Path(given)
-        file = _pairs_file(path)
+        file = pairs_file(path)
         if file is None:
             found, corpus, files = _read_beir(path)
             passages += corpus
         else:
-            found, corpus, files = [], [], [file]
-            for row, where in _rows(file):
-                found += _pairs_of(row, where)
+            found, corpus, files = pairs_of_file(file), [], [file]
         pairs += found
         name = path.resolve().name
         queries = len({pair.query for pair in found})
@@ -174,129 +139,14 @@ def read_triples(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
-    return [_triple(row, where) for path in paths for row, where in _rows(_existing(Path(path)))]
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ConfigurationError(f"No training file {path}.")
-    return path
-
-
-def _pairs_file(path: Path) -> Path | None:
-    """The file of JSON lines that is meant; None for a BEIR folder."""
-    if not path.is_dir():
-        return _existing(path)
-    for name in ("pairs.jsonl", "pairs.jsonl.gz"):
-        if (path / name).is_file():
-            return path / name
-    if any((path / name).is_file() for name in ("queries.jsonl", "queries.jsonl.gz")):
-        return None
-    raise ConfigurationError(
-        f"{path} holds neither pairs.jsonl nor pairs.jsonl.gz, and no queries.jsonl as a BEIR folder has."
-    )
-
-
-def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each line's object, and where it stands."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _object(line, f"{path}, line {number}"), f"{path}, line {number}"
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise InputError(
-            f'{where}: expected an object {{"query", "passage", "label"}} or {{"query", "positive", "negative"}}, got '
-            f"{type(row).__name__}."
-        )
-    return row
-
-
-def _pairs_of(row: dict[str, Any], where: str) -> list[Pair]:
-    if "passage" in row or not {"positive", "negative"} & row.keys():
-        return [_pair(row, where)]
-    triple = _triple(row, where)
-    negatives = [Pair(triple.query, text, 0.0, triple.split) for text in triple.negatives]
-    return [Pair(triple.query, triple.positive, 1.0, triple.split), *negatives]
-
-
-def _text(row: dict[str, Any], key: str, where: str) -> str:
-    text = row.get(key)
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where}: {key!r} must be a text that is not blank, got {text!r}.")
-    return text
-
-
-def _split(row: dict[str, Any], where: str) -> str | None:
-    split = row.get("split")
-    if split is not None and (not isinstance(split, str) or split not in _SPLITS):
-        raise InputError(f"{where}: 'split' must be one of {sorted(_SPLITS)} or left out, got {split!r}.")
-    return split
-
-
-def _pair(row: dict[str, Any], where: str) -> Pair:
-    query, passage = _text(row, "query", where), _text(row, "passage", where)
-    label = row.get("label")
-    if isinstance(label, bool) or not isinstance(label, (int, float)) or not 0 <= label <= 1:
-        raise InputError(f"{where}: 'label' must be a number from 0 to 1, got {label!r}.")
-    return Pair(query, passage, float(label), _split(row, where))
-
-
-def _triple(row: dict[str, Any], where: str) -> Triple:
-    query, positive = _text(row, "query", where), _text(row, "positive", where)
-    given = row.get("negative")
-    several = given if isinstance(given, list) else [given]
-    if not several:
-        raise InputError(f"{where}: 'negative' must be a text or a list of at least one, got [].")
-    negatives = tuple(_text({"negative": text}, "negative", where) for text in several)
-    if positive in negatives:
-        raise InputError(f"{where}: the same text is 'positive' and 'negative': {positive[:80]!r}.")
-    scores = row.get("negative_score")
-    listed: list[Any] = scores if isinstance(scores, list) else [scores]
-    if scores is not None and (len(listed) != len(negatives) or isinstance(scores, list) != isinstance(given, list)):
-        raise InputError(
-            f"{where}: 'negative_score' must be a number, or a list of one for each of {len(negatives)} negatives; "
-            f"got {scores!r}."
-        )
-    for key, values in (("positive_score", [row.get("positive_score")]), ("negative_score", listed)):
-        for value in values:
-            if (value is None and key in row and row[key] is not None) or not _is_score(value):
-                raise InputError(f"{where}: {key!r} must be a finite number or left out, got {value!r}.")
-    first = row.get("positive_score")
-    return Triple(
-        query,
-        positive,
-        negatives,
-        None if first is None else float(first),
-        None if scores is None else tuple(float(value) for value in listed),
-        _split(row, where),
-    )
-
-
-def _is_score(value: Any) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+    return [triple for path in paths for triple in triples_of_file(Path(path))]
 
 
 def _read_beir(folder: Path) -> tuple[list[Pair], list[str], list[Path]]:
     """Pairs, the corpus without its blank documents, and the files that were read."""
-    asked = find_file(folder, "queries.jsonl", "queries.jsonl.gz")
-    corpus = find_file(folder, "corpus.jsonl.gz", "corpus.jsonl")
-    splits: list[tuple[Path, str | None]] = [(find_file(folder, "qrels.tsv", "qrels/train.tsv"), None)]
-    if splits[0][0].name == "train.tsv":
-        splits = [(splits[0][0], "train")]
-        if (folder / "qrels" / "dev.tsv").is_file():
-            splits.append((folder / "qrels" / "dev.tsv", "dev"))
+    asked, corpus, *qrels = _beir_files(folder)
+    named = {"train.tsv": "train", "dev.tsv": "dev"}
+    splits = [(path, named.get(path.name)) for path in qrels]
     queries = read_queries(asked)
     documents = {name: text for _, name, text in read_texts(corpus)}
     judged: list[tuple[str, str, float, str | None]] = []
@@ -313,7 +163,33 @@ def _read_beir(folder: Path) -> tuple[list[Pair], list[str], list[Path]]:
         raise InputError(f"{splits[0][0]} has no relevant document (a score above 0): nothing can be learnt from it.")
     pairs = [Pair(queries[q], documents[d], max(0.0, grade / highest), split) for q, d, grade, split in judged]
     passages = [text for text in documents.values() if text.strip()]
-    return pairs, passages, [asked, corpus, *(path for path, _ in splits)]
+    return pairs, passages, [asked, corpus, *qrels]
+
+
+def is_trained_on(model: Path, data: Path) -> bool:
+    """Whether a model's directory says that it was trained on the judgements by which a file or folder is measured."""
+    try:
+        facts = parse_json((model / "training.json").read_bytes())
+        file = pairs_file(data)
+        if file is None:
+            files = _beir_files(data)
+            judged = find_file(data, "qrels.tsv", "qrels/test.tsv") in files
+        else:
+            files = [file]
+            judged = all(pair.split != "test" for pair in pairs_of_file(file))
+        return judged and _digest(files) in facts["data"]
+    except (OSError, ValueError, KeyError, TypeError, RerankError):
+        return False
+
+
+def _beir_files(folder: Path) -> list[Path]:
+    """Queries, corpus, and judgements to train on: one file, or one for each of the splits train and dev."""
+    asked = find_file(folder, *QUERIES)
+    corpus = find_file(folder, "corpus.jsonl.gz", "corpus.jsonl")
+    files = [asked, corpus, find_file(folder, "qrels.tsv", "qrels/train.tsv")]
+    if files[-1].name == "train.tsv" and (folder / "qrels" / "dev.tsv").is_file():
+        files.append(folder / "qrels" / "dev.tsv")
+    return files
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -399,12 +275,10 @@ def evaluation_groups(pairs: Iterable[Pair], limit: int | None = None, kind: str
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
     """Writes groups as JSON lines, at once or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as out:
+    with new_file(path) as out:
         for group in groups:
             row = {name: getattr(group, name) for name in ("query", "passages", "target", "gains", "kind", "judged")}
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+            out.write((json_text(row) + "\n").encode())
 
 
 def read_groups(path: Path) -> list[Group]:

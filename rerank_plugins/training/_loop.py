@@ -10,110 +10,20 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins.errors import ConfigurationError
+from rerank_plugins.training._config import TrainingConfig, TrainingResult
 from rerank_plugins.training._data import Group
 from rerank_plugins.training._mining import native_bf16, torch_device
 
 Progress = Callable[[str, float], None]
-Loss = Literal["mix", "listwise", "binary"]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingConfig:
-    """How to train. The defaults made the bundled model.
-
-    Attributes:
-        minutes: Time budget; the learning rate follows the elapsed share of it. Give this or ``steps``.
-        steps: Number of optimiser steps, for runs that can be repeated exactly.
-        learning_rate: Peak rate of the trunk.
-        head_learning_rate: Peak rate of the head.
-        warmup: Share of the run during which the rates rise.
-        weight_decay: AdamW's.
-        groups_per_step: Queries in a step.
-        micro_batch: Pairs in one forward pass; pairs of a step are sorted by length first.
-        max_length: Tokens per pair while training.
-        freeze_embeddings: Leave the embedding tables as they are: half the parameters, little to learn.
-        freeze_layers: Leave so many of the lowest layers as they are too; their backward pass is then saved.
-        loss: ``"mix"`` of both, or one alone: ``"listwise"`` is the cross-entropy of each group's target with the
-            softmax of its logits, ``"binary"`` the cross-entropy of each judged gain with the sigmoid of its logit.
-        binary_weight: Weight of the binary loss in the mix, which gives the logits an absolute level.
-        ema: Decay of the averaged weights, which are what is measured and kept.
-        evaluations: How often the dev groups are measured.
-        patience: Stop after this many evaluations without a better one; None goes on to the end.
-        checkpoint_s: Seconds between checkpoints.
-        seed: Seed of the order of the groups.
-        bf16: Run the matrix products in bfloat16; None does so where the device is faster in it.
-        device: A torch device; None chooses.
-    """
-
-    minutes: float | None = None
-    steps: int | None = None
-    learning_rate: float = 5e-5
-    head_learning_rate: float = 1e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    groups_per_step: int = 8
-    micro_batch: int = 32
-    max_length: int = 160
-    freeze_embeddings: bool = True
-    freeze_layers: int = 0
-    loss: Loss = "mix"
-    binary_weight: float = 0.1
-    ema: float = 0.998
-    evaluations: int = 4
-    patience: int | None = None
-    checkpoint_s: float = 120.0
-    seed: int = 0
-    bf16: bool | None = None
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.minutes is None) == (self.steps is None):
-            raise ConfigurationError("Give either minutes or steps, not both and not neither.")
-        if (self.minutes is not None and self.minutes <= 0) or (self.steps is not None and self.steps < 1):
-            raise ConfigurationError("minutes and steps must be positive.")
-        if self.loss not in get_args(Loss):
-            raise ConfigurationError(f"loss must be one of {', '.join(get_args(Loss))}; got {self.loss!r}.")
-        if self.freeze_layers < 0 or (self.freeze_layers and not self.freeze_embeddings):
-            raise ConfigurationError(
-                f"freeze_layers must not be negative, and needs freeze_embeddings; got {self.freeze_layers}."
-            )
-        if self.evaluations < 1 or (self.patience is not None and self.patience < 1):
-            raise ConfigurationError(
-                f"evaluations and patience must be at least 1; got {self.evaluations} and {self.patience}."
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingResult:
-    """What a run gave.
-
-    Attributes:
-        steps: Optimiser steps taken.
-        pairs: Pairs seen.
-        seconds: Time spent, over all resumptions.
-        measures: Mean dev measure at each evaluation: the first before any training, the last of the mean of the
-            best and the last weights.
-        best: The best of them; its weights are in the model.
-        by_kind: The best evaluation, kind by kind.
-        stopped_early: Whether patience ran out before the budget.
-    """
-
-    steps: int
-    pairs: int
-    seconds: float
-    measures: tuple[float, ...]
-    best: float
-    by_kind: dict[str, float] = field(default_factory=dict)
-    stopped_early: bool = False
 
 
 def ndcg(scores: Sequence[float] | NDArray[Any], gains: Sequence[float], k: int = 10) -> float:
@@ -222,6 +132,8 @@ def fit(
     config: TrainingConfig,
     checkpoints: str | os.PathLike[str],
     progress: Progress | None = None,
+    *,
+    budget_s: float | None = None,
 ) -> TrainingResult:
     """Trains ``model`` in place, and leaves the best averaged weights in it.
 
@@ -240,6 +152,8 @@ def fit(
         config: How to train.
         checkpoints: Directory of this run alone.
         progress: Called with a line of news and the share done.
+        budget_s: Seconds that training and measuring may take, over all resumptions, where `config` goes by minutes;
+            None is all of its minutes. A run that goes on keeps what it began with.
 
     Raises:
         ConfigurationError: If there is nothing to learn from, nothing to stop early by, or the checkpoints are those
@@ -298,6 +212,8 @@ def fit(
         "next": 0.0,
         "stopped_early": False,
         "finished": False,
+        "budget_s": budget_s if budget_s is not None else 60 * (config.minutes or 1),
+        "measure_s": 0.0,
     }
     signature = json.dumps(
         {
@@ -318,7 +234,7 @@ def fit(
                 p.copy_(value)
         average = list(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
-        state = saved["state"]
+        state |= saved["state"]
     else:
         first = [g for g in groups[: 4 * config.groups_per_step] if g.judged][: config.groups_per_step]
         if first and not head.linear.weight.any():
@@ -360,11 +276,15 @@ def fit(
     def share() -> float:
         if config.steps is not None:
             return float(state["step"]) / config.steps
-        return float((time.monotonic() - began) / (60 * (config.minutes or 1)))
+        # At the end the weights are measured twice more, which is part of the time.
+        budget = max(state["budget_s"] - 2 * state["measure_s"], 0.5 * state["budget_s"])
+        return float((time.monotonic() - began) / budget)
 
     def measure(values: Sequence[Any]) -> None:
         before = swap(values)
+        started = time.monotonic()
         mean, by_kind, _ = evaluate_groups(scorer, dev)
+        state["measure_s"] = time.monotonic() - started
         state["measures"].append(mean)
         if mean > state["best"]:
             state["best"], state["by_kind"], state["stale"] = mean, by_kind, 0

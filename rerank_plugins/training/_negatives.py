@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import gzip
-import json
+import io
 import math
 import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, TextIO, cast
 
 import numpy as np
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
+from rerank_plugins._paths import new_file, writable_directory
+from rerank_plugins._printable import json_text
+from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.evaluation._beir import score_texts
+from rerank_plugins.evaluation._pairs import Pair
 from rerank_plugins.reranker import Reranker
-from rerank_plugins.training._data import Group, Pair, answered, normalise, normalised, read_data
+from rerank_plugins.training._data import Group, answered, normalise, normalised, read_data
 from rerank_plugins.training._mining import BiEncoder, Progress, Vectors, labelled_groups, top
 from rerank_plugins.training._teacher import Model, as_reranker, sentence_encoders
 
@@ -243,6 +248,7 @@ def mine(
         raise ConfigurationError(f"{out} exists. Give another name, or overwrite=True to replace it.")
     import_extra("sentence_transformers", "train")
     found = read_data(data)
+    writable_directory(out.absolute().parent)
     pairs = [pair for pair in found.pairs if pair.split != "test"]
     splits = {pair.query: pair.split for pair in pairs}
     questions = answered(pairs)
@@ -259,10 +265,8 @@ def mine(
     nearest, similarities = top(query_vectors, vectors, _NEAREST)
     place = {text: row for row, text in enumerate(passages)}
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
     triples = queries = scored = rejected = 0
-    with gzip.open(part, "wt", encoding="utf-8") if out.suffix == ".gz" else part.open("w", encoding="utf-8") as lines:
+    with new_file(out) as raw, _text_file(raw, out.suffix == ".gz") as lines:
         for row, (query, labels) in enumerate(questions):
             relevant = [text for text, label in labels.items() if label > 0]
             best = [text for text in relevant if labels[text] == max(labels.values())]
@@ -287,14 +291,17 @@ def mine(
                     line = {"query": query, "positive": positive, "negative": negative}
                     scores = {"positive_score": round(float(logits[positive]), 4), "negative_score": round(logit, 4)}
                     split = {"split": splits[query]} if splits[query] else {}
-                    lines.write(json.dumps(line | scores | split, ensure_ascii=False) + "\n")
+                    lines.write(json_text(line | scores | split) + "\n")
                     triples += 1
             scored += len(best)
             queries += bool(chosen)
             if progress is not None:
                 progress(f"{row + 1} of {len(questions)} queries: {triples} triples", (row + 1) / len(questions))
-    part.replace(out)
     return MinedTriples(out, triples, queries, len(questions) - queries, scored, rejected)
+
+
+def _text_file(raw: BinaryIO, compress: bool) -> TextIO:
+    return io.TextIOWrapper(cast(BinaryIO, gzip.GzipFile("", "wb", fileobj=raw)) if compress else raw, "utf-8")
 
 
 def _candidates(labels: Labels, ranked: Sequence[tuple[str, float]], below: float) -> list[str]:
@@ -312,10 +319,12 @@ def _encoders(
     encoder: str | os.PathLike[str] | None, device: str | None, progress: Progress | None
 ) -> tuple[Callable[[Sequence[str]], Vectors], Callable[[Sequence[str]], Vectors]]:
     if encoder is None:
-        model = BiEncoder(minilm_directory("train"), device=device)
+        with no_progress_bars():
+            model = BiEncoder(minilm_directory("train"), device=device)
         tell = (lambda _, share: progress("encode passages", share)) if progress else None
         return model.encode, lambda texts: model.encode(texts, tell)
-    queries, passages = sentence_encoders(encoder, device)
+    with no_progress_bars():
+        queries, passages = sentence_encoders(encoder, device)
 
     def in_parts(texts: Sequence[str]) -> Vectors:
         parts = []

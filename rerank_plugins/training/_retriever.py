@@ -17,10 +17,12 @@ import numpy as np
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
-from rerank_plugins.backends._torch import _no_progress_bars
+from rerank_plugins._paths import read_as_umask_says, writable_directory, write_file
+from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
+from rerank_plugins.evaluation._pairs import Pair, Triple
 from rerank_plugins.training._card import public_name
-from rerank_plugins.training._data import Group, Pair, Triple, read_triples, split_pairs
+from rerank_plugins.training._data import Group, read_triples, split_pairs
 from rerank_plugins.training._mining import Progress
 from rerank_plugins.training._retriever_card import retriever_card
 from rerank_plugins.training._retriever_trainer import MEASURES, fit_encoder, resume
@@ -124,6 +126,7 @@ def train_retriever(
     files = [triples] if isinstance(triples, str | os.PathLike) else list(triples)
     sources = [(Path(file), read_triples(file)) for file in files]
     training, dev = _split([triple for _, part in sources for triple in part], dev_fraction)
+    writable_directory(out)
     source = model if model is not None else minilm_directory("train")
     total = steps if steps is not None else math.ceil(epochs * math.ceil(_counts(training)[1] / batch_size))
     settings = {
@@ -139,7 +142,7 @@ def train_retriever(
         "data": _digest(training, dev),
     }
 
-    with _no_progress_bars():
+    with no_progress_bars():
         encoder = _encoder(source, device)
         own_length = encoder.max_seq_length
         encoder.max_seq_length = min(max_length, own_length or max_length)
@@ -173,7 +176,9 @@ def train_retriever(
         seconds=run.seconds,
         device=device,
     )
-    (made / "README.md").write_text(card, encoding="utf-8")
+    write_file(made / "README.md", card)
+    # safetensors writes for the owner alone.
+    read_as_umask_says(made)
     _install(made, out, work, overwrite)
     return TrainedRetriever(out, measures, total, run.seconds)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._paths import write_file
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training._mining import Progress, native_bf16
 
@@ -43,10 +44,8 @@ class Run:
 
     def save(self) -> None:
         """Writes it, at once or not at all."""
-        part = self.folder / "run.part"
         content = {"settings": self.settings, "before": self.before, "seconds": self.seconds}
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.folder / _FILE)
+        write_file(self.folder / _FILE, json.dumps(content, indent=2) + "\n")
 
 
 def resume(folder: Path, settings: dict[str, Any]) -> Run:
