@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rerank_plugins import Reranker
-from rerank_plugins.backends import _tokenize
+from rerank_plugins.backends import _pairs
 from rerank_plugins.models import bundled_directory
 from rerank_plugins.testing import check_backend_contract
 

@@ -21,7 +21,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,9 +32,12 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Module, Transformer
 from torch import Tensor
 
+from rerank_plugins.backends._cross_encoder import CheckedTransformer, check_before, load_checked
+from rerank_plugins.backends._schema import JsonFile
+from rerank_plugins.backends.checkpoint import OUR_HEAD, Checkpoint
+from rerank_plugins.backends.load import open_weights
 from rerank_plugins.errors import InputError, ModelLoadError
 
-_HEAD_TYPE = "rerank_plugins.backends._late_interaction.LateInteractionScore"
 _EPS = 1e-6
 _CROSS_BIAS = -3.0
 _K1, _B, _MEAN_LENGTH = 0.9, 0.4, 80.0
@@ -284,52 +286,47 @@ def build_cross_encoder(
     return built
 
 
-def _has_our_head(path: Path) -> list[dict[str, Any]] | None:
-    listing = path / "modules.json"
-    if not listing.is_file():
-        return None
-    modules = json.loads(listing.read_text(encoding="utf-8"))
-    return modules if any(module.get("type") == _HEAD_TYPE for module in modules) else None
+def has_our_head(path: str | os.PathLike[str]) -> bool:
+    """Whether a local directory holds a model with this head."""
+    modules = JsonFile(Path(path) / "modules.json", os.fspath(path), listed=True).items
+    return any(isinstance(module, dict) and module.get("type") == OUR_HEAD for module in modules)
 
 
-def load_cross_encoder(path_or_id: str | os.PathLike[str], **kwargs: Any) -> CrossEncoder:
+def load_cross_encoder(model: Checkpoint | str | os.PathLike[str], **kwargs: Any) -> CrossEncoder:
     """Loads any cross-encoder, ours included, without running remote code.
 
     sentence-transformers imports module classes from outside its own package only under
     ``trust_remote_code=True``. A local directory that names our head in its ``modules.json`` is therefore put
-    together here; everything else goes to `CrossEncoder` unchanged.
+    together here; everything else goes to `load_checked`.
 
     Args:
-        path_or_id: A local directory or a Hub id.
-        **kwargs: Passed on to `CrossEncoder`.
+        model: A local directory, a Hub id, or an opened checkpoint whose files are on disk.
+        **kwargs: See `load_checked`.
 
     Raises:
-        ModelLoadError: If the directory names our head but cannot be loaded.
+        ModelLoadError: If it cannot be loaded, or lacks weights that its architecture needs.
     """
-    path = Path(path_or_id)
-    modules = _has_our_head(path)
-    if modules is None:
-        plain: CrossEncoder = CrossEncoder(os.fspath(path_or_id), **kwargs)
-        return plain
-    allowed = {"device", "max_length", "activation_fn", "prompts", "default_prompt_name"}
-    passed = {k: v for k, v in kwargs.items() if k in allowed}
-    max_length = passed.pop("max_length", None)
-    model_kwargs = kwargs.get("model_kwargs") or {}
+    if not isinstance(model, Checkpoint):
+        model = open_weights(os.fspath(model), trust_remote_code=bool(kwargs.get("trust_remote_code")))
+    if not any(module.kind == OUR_HEAD for module in model.modules):
+        return load_checked(model, **kwargs)
+    check_before(model, trust_remote_code=bool(kwargs.get("trust_remote_code")))
+    path = os.fspath(model.files.path)
+    model_kwargs = {**(kwargs.get("model_kwargs") or {}), "use_safetensors": True}
     try:
-        loaded: list[torch.nn.Module] = []
-        for module in modules:
-            sub = str(module["path"])
-            if module["type"] == _HEAD_TYPE:
-                loaded.append(LateInteractionScore.load(os.fspath(path), subfolder=sub))
-            else:
-                loaded.append(
-                    Transformer.load(os.fspath(path), subfolder=sub, local_files_only=True, model_kwargs=model_kwargs)
-                )
+        loaded: list[Any] = [
+            LateInteractionScore.load(path, subfolder=module.folder)
+            if module.kind == OUR_HEAD
+            else CheckedTransformer.load(
+                path, subfolder=module.folder, local_files_only=True, model_kwargs=dict(model_kwargs)
+            )
+            for module in model.modules
+        ]
         loaded[0].auto_model.config.num_labels = 1
         bias_attention(loaded[0].auto_model, loaded[1].cross_bias)
-        if max_length is not None:
-            loaded[0].max_seq_length = int(max_length)
-        ours: CrossEncoder = CrossEncoder(modules=loaded, **passed)
-        return ours
+        loaded[0].__class__ = Transformer
+        if kwargs.get("max_length") is not None:
+            loaded[0].max_seq_length = int(kwargs["max_length"])
+        return CrossEncoder(modules=loaded, device=kwargs.get("device"), activation_fn=torch.nn.Sigmoid())
     except Exception as error:
         raise ModelLoadError(f"{path} names a late-interaction head but could not be loaded: {error}") from error

@@ -28,15 +28,16 @@ def convert(
 
     The scores of the graph are compared with those of the checkpoint before anything is written.
     """
-    from rerank_plugins.backends._files import converted_directory, resolve
+    from rerank_plugins.backends._files import converted_directory
+    from rerank_plugins.backends.load import open_weights
     from rerank_plugins.cli._progress import bar
     from rerank_plugins.conversion import convert as convert_model
 
     with bar("Converting") as tell:
         where = out
         if where is None:
-            files = resolve(model, revision=revision, torch=True, precision="fp32", code=trust_remote_code)
-            where = converted_directory(files)
+            checkpoint = open_weights(model, revision=revision, trust_remote_code=trust_remote_code)
+            where = converted_directory(checkpoint.files)
         report = convert_model(
             model,
             where,

@@ -466,7 +466,7 @@ def _finish(
 
 def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
     """A model to train: the bundled one, one with our head, or a fresh head over a trunk."""
-    from rerank_plugins.backends._late_interaction import _has_our_head, build_cross_encoder, load_cross_encoder
+    from rerank_plugins.backends._late_interaction import build_cross_encoder, has_our_head, load_cross_encoder
 
     torch = import_extra("torch", "train")
     torch.manual_seed(seed)
@@ -474,7 +474,7 @@ def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
     model: Any
     if trunk == BUNDLED:
         model = from_graph(models.bundled_directory() / "model.onnx", seed=seed, model_kwargs=eager)
-    elif trunk is not None and _has_our_head(Path(trunk)):
+    elif trunk is not None and has_our_head(trunk):
         model = load_cross_encoder(trunk, device="cpu", model_kwargs=eager)
     else:
         source = trunk if trunk is not None else minilm_directory("train")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
-from rerank_plugins.backends._files import resolve
+from rerank_plugins.backends.load import open_weights
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 from rerank_plugins.evaluation._beir import score_texts
 from rerank_plugins.reranker import Reranker
@@ -77,7 +77,7 @@ def open_teacher(model: Model, trunk: str | os.PathLike[str] | None, device: str
         name = os.fspath(model)
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            folder = resolve(name, revision=None, torch=True, precision="fp32").path
+            folder = open_weights(name).files.path
         if is_bi_encoder(folder):
             return Teacher(f"cosines of {name}", _cosines(*sentence_encoders(folder, device)), COSINE_TEMPERATURE)
     reranker = as_reranker(model, device)
