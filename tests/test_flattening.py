@@ -18,7 +18,7 @@ from transformers import modeling_flash_attention_utils as flash
 
 from rerank_plugins import Reranker
 from rerank_plugins.backends._late_interaction import build_cross_encoder
-from rerank_plugins.backends._torch import TorchBackend
+from rerank_plugins.backends.torch import TorchBackend
 
 FAMILIES = ("bert", "xlm-roberta", "modernbert")
 """Token types; positions that do not start at 0; rotary positions and local attention."""

@@ -109,9 +109,9 @@ def prepare_model(
             model or str(files.path), kept.with_name(kept.name + "-int8"), int8=True, progress=progress
         )
         _link(quantised / "model.onnx", target / "model_int8.onnx")
-    for found in [*source.glob("model.onnx*"), *source.glob("onnx/model.onnx*")]:
-        if not (target / found.name).exists():
-            _link(found, target / found.name)
+    for file in [*source.glob("model.onnx*"), *source.glob("onnx/model.onnx*")]:
+        if not (target / file.name).exists():
+            _link(file, target / file.name)
     max_length = min(found.limit(), MAX_LENGTH)
     _write_settings(found, source, target, max_length)
     return Model(target, found.name, found.config.values, max_length, has_checkpoint)

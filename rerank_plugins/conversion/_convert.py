@@ -358,8 +358,9 @@ def _check(source: _Source, graph: Path, names: Sequence[str]) -> tuple[int, flo
         except Exception as error:
             shape = tuple(batch["input_ids"].shape)
             raise ScoringError(
-                f"{source.checkpoint.name!r} fails on a batch of shape {shape}: {str(error)[:500]}. Where it is too long, "
-                "the model takes fewer tokens than its configuration says: set model_max_length in tokenizer_config.json."
+                f"{source.checkpoint.name!r} fails on a batch of shape {shape}: {str(error)[:500]}. Where that is too "
+                "long, the model takes fewer tokens than its configuration says: set model_max_length in "
+                "tokenizer_config.json."
             ) from error
         theirs.append(features["scores"].float().numpy())
     expected, found = np.concatenate(theirs), np.concatenate(ours)
