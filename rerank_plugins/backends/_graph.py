@@ -12,20 +12,32 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rerank_plugins.errors import ModelLoadError
 
-__all__ = ["Quantisation", "constants", "quantisation", "read"]
+__all__ = [
+    "Quantisation",
+    "add_output",
+    "array",
+    "attributes",
+    "constants",
+    "external",
+    "node",
+    "quantisation",
+    "read",
+    "read_by",
+    "replace",
+    "tensor",
+]
 
 Quantisation = Literal["static", "dynamic", "weights"]
 
-FLOAT = 1
-"""``TensorProto.FLOAT``."""
 _DTYPES = {
     1: np.dtype(np.float32),
     2: np.dtype(np.uint8),
@@ -39,6 +51,8 @@ _DTYPES = {
 """By ``TensorProto.DataType``, of the types that a cross-encoder's weights have."""
 _EXTERNAL = 1
 """``TensorProto.DataLocation.EXTERNAL``."""
+_INT = 2
+"""``AttributeProto.AttributeType.INT``."""
 
 _FIELDS = {
     # Of each message: name, number, type, and whether it repeats. A type in capitals is another message.
@@ -198,3 +212,76 @@ def constants(model: Any) -> set[str]:
             if not node.op_type.startswith("Random") and all(not name or name in found for name in node.input):
                 found.update(node.output)
     return found
+
+
+def external(item: Any) -> bool:
+    """Whether the values of a ``TensorProto`` are in another file."""
+    return bool(item.data_location == _EXTERNAL)
+
+
+def array(item: Any, folder: Path) -> NDArray[Any]:
+    """The values of a ``TensorProto``, whose file, where it has one of its own, is in a folder.
+
+    Raises:
+        ModelLoadError: The type is none of a cross-encoder's weights, or the file is missing or too short.
+    """
+    dtype = _DTYPES.get(item.data_type)
+    if dtype is None:
+        raise ModelLoadError(f"{item.name!r} has a data type that is not known here: {item.data_type}.")
+    shape = tuple(item.dims)
+    if external(item):
+        facts = {entry.key: entry.value for entry in item.external_data}
+        file = folder / facts.get("location", "")
+        try:
+            return np.memmap(file, dtype, "r", int(facts.get("offset", 0)), shape)
+        except (OSError, ValueError) as error:
+            raise ModelLoadError(f"The weights {item.name!r} cannot be read from {file}: {error}") from error
+    if item.HasField("raw_data"):
+        return np.frombuffer(item.raw_data, dtype).reshape(shape)
+    if dtype == np.float16:
+        return np.array(item.int32_data, np.uint16).view(dtype).reshape(shape)
+    values = item.float_data or item.int32_data or item.int64_data or item.double_data
+    return np.array(values, dtype).reshape(shape)
+
+
+def tensor(name: str, values: NDArray[Any]) -> Any:
+    """A ``TensorProto`` that holds an array."""
+    data_type = next(number for number, dtype in _DTYPES.items() if dtype == values.dtype)
+    content = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    return _messages()["Tensor"](name=name, dims=values.shape, data_type=data_type, raw_data=content)
+
+
+def node(kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes_: int) -> Any:
+    """A ``NodeProto`` with one output."""
+    made = _messages()["Node"](op_type=kind, input=inputs, output=[output], name=output, domain=domain)
+    for name, value in attributes_.items():
+        made.attribute.add(name=name, type=_INT, i=value)
+    return made
+
+
+def attributes(item: Any) -> dict[str, float | int]:
+    """The numbers among the attributes of a ``NodeProto``."""
+    return {entry.name: entry.f if entry.HasField("f") else entry.i for entry in item.attribute}
+
+
+def read_by(item: Any) -> Iterator[str]:
+    """Names that a ``NodeProto`` reads, those inside its branches included."""
+    yield from item.input
+    for entry in item.attribute:
+        for body in (*entry.graphs, *([entry.g] if entry.HasField("g") else [])):
+            yield from (value.name for value in body.output)
+            for inner in body.node:
+                yield from read_by(inner)
+
+
+def replace(field: Any, items: Sequence[Any]) -> None:
+    """Sets a field that repeats."""
+    copies = [type(item).FromString(item.SerializeToString()) for item in items]
+    del field[:]
+    field.extend(copies)
+
+
+def add_output(model: Any, name: str) -> None:
+    """Makes a value inside a graph one of its outputs; the engine finds its type."""
+    if all(item.name != name for item in model.graph.output):
+        model.graph.output.add(name=name)
