@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rerank_plugins.errors import ModelLoadError
 
 __all__ = [
+    "FLOAT",
     "Quantisation",
     "add_output",
     "array",
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 Quantisation = Literal["static", "dynamic", "weights"]
+
+FLOAT = 1
+"""``TensorProto.FLOAT``."""
 
 _DTYPES = {
     1: np.dtype(np.float32),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_plugins.backends import _int8
 from rerank_plugins.backends._files import ModelFiles, converted_directory
 from rerank_plugins.backends._pairs import EncodedPair
 from rerank_plugins.backends.base import Batch, LocalBackend
 from rerank_plugins.backends.checkpoint import Checkpoint
-from rerank_plugins.backends.graphs import DTYPES, Graph, graph_names, read_graph
+from rerank_plugins.backends.graphs import DTYPES, Graph, beside, graph_names, read_graph
 from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError, ScoringError
 from rerank_plugins.settings import Settings
 
@@ -113,9 +116,11 @@ class GraphBackend(LocalBackend):
     Args:
         checkpoint: The model.
         graph: Its graph.
+        precision: What it computes in. ``"int8"`` for a float32 graph makes an int8 one of it, see
+            `rerank_plugins.backends._int8`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, graph: Graph) -> None:
+    def __init__(self, checkpoint: Checkpoint, graph: Graph, precision: str) -> None:
         tokenizer = checkpoint.tokenizer()
         encoder = checkpoint.encoder(tokenizer, graph=graph, prompt=checkpoint.prompt(tokenizer))
         self.output = graph.logits(checkpoint.hidden_size)
@@ -132,11 +137,25 @@ class GraphBackend(LocalBackend):
         if self._alone:
             self.token_budget = self.batch_cost = 1
         self._files, self._graph, self._told_labels = checkpoint.files, graph, checkpoint.labels
+        self.precision = precision
+        self._made = ""
+
+    @contextmanager
+    def source(self) -> Iterator[str | bytes]:
+        """What the engine loads: the path of the graph, or the content of the int8 one that is made of it here."""
+        with beside(self._graph) as path:
+            if self.precision != "int8" or self._graph.quantisation in ("static", "dynamic"):
+                yield str(path)
+                return
+            pairs = self.encoder.encode(_int8.calibration_pairs())
+            content = _int8.quantised(path, [self.feeds(self.collate([pair])) for pair in pairs])
+        self._made = hashlib.sha256(content).hexdigest()
+        yield content
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Digest of the graph, its weights, the tokenizer and the configuration. Reads them at the first use."""
-        return self._files.fingerprint(self._graph.path)
+        return self._files.fingerprint(self._graph.path) + self._made
 
     @abstractmethod
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_plugins import _engines
 from rerank_plugins.backends import _graph
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 
@@ -54,8 +55,6 @@ LARGEST_FILE = 2**31 - 2**20
 """Bytes of a protobuf message."""
 
 _TEXTS = Path(__file__).with_name("calibration.jsonl")
-_FLOAT = 1
-"""``TensorProto.FLOAT``."""
 _AXIS_SINCE = 13
 """Operator set from which DequantizeLinear takes one scale for each channel."""
 
@@ -143,7 +142,7 @@ class _Product(NamedTuple):
 
 def _products(model: Any) -> list[_Product]:
     fixed = _graph.constants(model)
-    halves = {item.name for item in model.graph.initializer if item.data_type != _FLOAT}
+    halves = {item.name for item in model.graph.initializer if item.data_type != _graph.FLOAT}
     found = []
     for node in model.graph.node:
         settings = _graph.attributes(node)
@@ -185,15 +184,14 @@ def _observe(
     model: Any, folder: Path, products: Sequence[_Product], feeds: Iterable[Mapping[str, NDArray[np.int64]]]
 ) -> _Observed:
     """Runs the float32 graph: ranges by source, and matrices of weights by name, as they are stored."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    runtime: Any = _engines.onnxruntime()
+    options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     outside = {item.name: _graph.array(item, folder) for item in model.graph.initializer if _graph.external(item)}
     if outside:
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(item)) for item in outside.values()]
+        values = [runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(item)) for item in outside.values()]
         options.add_external_initializers(list(outside), values)
     stored = {item.name: item for item in model.graph.initializer}
     weights = dict.fromkeys(item.weights for item in products)
@@ -202,7 +200,7 @@ def _observe(
     watched = type(model).FromString(model.SerializeToString())
     for name in (*sources, *made):
         _graph.add_output(watched, name)
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     matrices: dict[str, Any] = {
         name: outside[name] if name in outside else _graph.array(stored[name], folder)
@@ -405,14 +403,14 @@ class _Writer:
             axis = 1 if product.transposed else 0
             steps = np.maximum(np.abs(matrix).max(axis=axis, keepdims=True), 1e-8).astype(np.float32) / np.float32(127)
             # Engines compute it once while loading; a DequantizeLinear they would keep.
-            integers = self._add("Cast", [self._constant(_integers(matrix, steps))], to=_FLOAT)
+            integers = self._add("Cast", [self._constant(_integers(matrix, steps))], to=_graph.FLOAT)
             return self._add("Mul", [integers, self._constant(steps)])
 
         return self._once(f"floats {product.weights} {product.transposed}", make)
 
     def _is_table(self, node: Any) -> bool:
         table = self.stored.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or table.data_type != _FLOAT or _graph.attributes(node).get("axis", 0):
+        if table is None or table.data_type != _graph.FLOAT or _graph.attributes(node).get("axis", 0):
             return False
         return len(table.dims) == 2 and min(table.dims) >= SMALLEST
 
@@ -427,7 +425,7 @@ class _Writer:
 
         rows = self._add("Gather", [self._once(f"rows {table}", lambda: make(False)), indices], axis=0)
         steps = self._add("Gather", [self._once(f"steps {table}", lambda: make(True)), indices], axis=0)
-        self._add("Mul", [self._add("Cast", [rows], to=_FLOAT), steps])
+        self._add("Mul", [self._add("Cast", [rows], to=_graph.FLOAT), steps])
         self.nodes[-1].output[0] = node.output[0]
 
     def _name(self) -> str:

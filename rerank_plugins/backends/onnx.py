@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from rerank_plugins import _engines
 from rerank_plugins.backends._graph_engine import GraphBackend, check_device, graph_error, take_graph
 from rerank_plugins.backends.checkpoint import Checkpoint
-from rerank_plugins.backends.graphs import Graph, beside
-from rerank_plugins.errors import ConfigurationError, ModelLoadError
+from rerank_plugins.backends.graphs import Graph
+from rerank_plugins.errors import ConfigurationError, RerankError
 from rerank_plugins.settings import Settings
 
 __all__ = ["OnnxBackend", "load", "plan"]
@@ -28,17 +28,13 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> tuple[Checkpoint, Graph,
     """
     _engines.onnxruntime()
     check_device(settings)
-    source, graphs = take_graph(checkpoint, settings.precision)
     asked = settings.precision
+    # int8 is made here, of exact weights where there are any.
+    source, graphs = take_graph(checkpoint, "fp32" if asked == "int8" else asked)
     for graph in graphs:
         if (found := _precision(graph, asked)) is not None:
             return source, graph, found
     kinds = ", ".join(f"{graph.name} is stored as {graph.kind}" for graph in graphs)
-    if asked == "int8":
-        raise ModelLoadError(
-            f"{checkpoint.name!r} has no int8 graph ({kinds}). Make one with: rerank-plugins convert {checkpoint.name} "
-            "OUT --int8   or take backend='openvino', which needs none."
-        )
     other = "backend='openvino' or 'torch'" if asked == "bf16" else "backend='torch'"
     raise ConfigurationError(
         f"precision={asked!r} is not available on ONNX Runtime for this model ({kinds}): use {other} for it, or "
@@ -52,7 +48,7 @@ def _precision(graph: Graph, asked: str) -> str | None:
     own = "int8" if rounded else "fp16" if graph.half else "fp32"
     if asked in ("auto", own):
         return own
-    return "int8" if asked == "int8" and graph.quantisation == "weights" else None
+    return "int8" if asked == "int8" and not graph.half else None
 
 
 def load(checkpoint: Checkpoint, settings: Settings) -> OnnxBackend:
@@ -67,7 +63,7 @@ class OnnxBackend(GraphBackend):
     Args:
         checkpoint: The model.
         graph: Its graph.
-        precision: What `precision` reports.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``, as the graph has it; or ``"int8"``, made of a float32 graph.
         threads: Threads of one call; None leaves it to the engine: one for each core.
     """
 
@@ -77,8 +73,7 @@ class OnnxBackend(GraphBackend):
         self, checkpoint: Checkpoint, graph: Graph, *, precision: str = "fp32", threads: int | None = None
     ) -> None:
         ort: Any = _engines.onnxruntime()
-        super().__init__(checkpoint, graph)
-        self.precision = precision
+        super().__init__(checkpoint, graph, precision)
         options = ort.SessionOptions()
         # Errors alone: a library prints nothing, and ONNX Runtime warns on standard error.
         options.log_severity_level = 3
@@ -86,12 +81,14 @@ class OnnxBackend(GraphBackend):
             options.intra_op_num_threads = threads
         # Plans of memory are for inputs of one shape: with ever other ones they take more of it, and save no time.
         options.enable_mem_pattern = False
-        if graph.quantisation == "weights":
+        if graph.quantisation == "weights" and precision != "int8":
             # Weights that are stored as int8 become float once, while loading, and not again in every call.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            with beside(graph) as path:
-                self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            with self.source() as source:
+                self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except RerankError:
+            raise
         except Exception as error:
             raise graph_error("ONNX Runtime", graph.path, checkpoint.name, error) from error
         self.try_out()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import queue
 from typing import Any
 
@@ -10,10 +11,9 @@ from numpy.typing import NDArray
 
 from rerank_plugins import _engines
 from rerank_plugins._machine import bf16_is_slow
-from rerank_plugins.backends import _int8
 from rerank_plugins.backends._graph_engine import GraphBackend, check_device, graph_error, take_graph
 from rerank_plugins.backends.checkpoint import Checkpoint
-from rerank_plugins.backends.graphs import Graph, beside
+from rerank_plugins.backends.graphs import Graph
 from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError
 from rerank_plugins.settings import Settings
 
@@ -64,7 +64,7 @@ def _precision(graph: Graph, asked: str, has_bf16: bool) -> str | None:
     if asked == "auto" and not graph.half:
         return "bf16" if has_bf16 and not bf16_is_slow() else "fp32"
     if graph.half:
-        return "fp16" if asked in ("auto", "fp16") else asked if asked in ("bf16", "int8") else None
+        return "fp16" if asked in ("auto", "fp16") else asked if asked == "bf16" else None
     return None if asked == "fp16" else asked
 
 
@@ -93,9 +93,7 @@ class OpenVinoBackend(GraphBackend):
         self, checkpoint: Checkpoint, graph: Graph, *, precision: str = "fp32", threads: int | None = None
     ) -> None:
         openvino: Any = _engines.openvino()
-        super().__init__(checkpoint, graph)
-        self.precision = precision
-        self._rounds = precision == "int8" and graph.quantisation in (None, "weights")
+        super().__init__(checkpoint, graph, precision)
         core = openvino.Core()
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -108,12 +106,8 @@ class OpenVinoBackend(GraphBackend):
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            with beside(graph) as path:
-                model = core.read_model(str(path))
-                if self._rounds:
-                    pairs = self.encoder.encode(_int8.calibration_pairs())
-                    feeds = [self.feeds(self.collate([pair])) for pair in pairs]
-                    _int8.quantise(model, feeds, lambda part: core.compile_model(part, "CPU", settings))
+            with self.source() as source:
+                model = core.read_model(source if isinstance(source, str) else io.BytesIO(source))
                 self.compiled = core.compile_model(model, "CPU", settings)
             self._position = next(
                 (i for i, value in enumerate(self.compiled.outputs) if self.output in value.get_names()), 0
@@ -125,12 +119,6 @@ class OpenVinoBackend(GraphBackend):
         # A request serves one call at a time; idle ones wait here for the next caller.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.try_out()
-
-    @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """As of `GraphBackend`, and of the texts that int8 scales were found with."""
-        digest = getattr(_int8, "TEXTS_DIGEST", "")
-        return f"{super().fingerprint}-{digest}" if self._rounds else super().fingerprint
 
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""

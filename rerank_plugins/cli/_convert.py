@@ -19,7 +19,11 @@ def convert(
         Path | None,
         typer.Argument(help='A new directory. If not given, the user cache, where backend "auto" finds the graph.'),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Store the weights in int8: a quarter of the size.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Compute in int8: faster, a quarter of the size.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help='With --int8: pairs like yours, JSON Lines with "query" and "text". Otherwise built-in ones.'),
+    ] = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -42,13 +46,14 @@ def convert(
             model,
             where,
             int8=int8,
+            calibrate=calibrate,
             revision=revision,
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
             progress=tell,
         )
     echo(
-        f"{report.path}: model.onnx with {report.weights} weights, {report.bytes / 1e6:.1f} MB\n"
+        f"{report.path}: model.onnx, {report.weights}, {report.bytes / 1e6:.1f} MB\n"
         f"compared with {report.source} on {report.pairs} pairs: largest difference of logits "
         f"{report.max_difference:.2g}, rank correlation {report.rank_correlation:.4f}"
     )

@@ -23,12 +23,13 @@ from rerank_plugins._engines import onnxruntime
 from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import read_as_umask_says, writable_directory
 from rerank_plugins._quiet import no_progress_bars
+from rerank_plugins.backends import _int8
 from rerank_plugins.backends._pairs import PairEncoder
 from rerank_plugins.backends.base import collate
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.load import open_weights
 from rerank_plugins.conversion._first_token import first_token_only
-from rerank_plugins.conversion._weights import int8_weights, store
+from rerank_plugins.conversion._weights import store
 from rerank_plugins.errors import ConfigurationError, ModelLoadError, ScoringError
 
 __all__ = ["ConversionReport", "convert", "silent"]
@@ -95,6 +96,7 @@ def convert(
     out_dir: str | os.PathLike[str],
     *,
     int8: bool = False,
+    calibrate: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     opset: int = 18,
@@ -108,13 +110,16 @@ def convert(
     activation. The directory also gets the tokenizer and a ``config.json``; every backend and both adapters
     take it as a model.
 
-    Weights in int8 are a quarter of the size, and float again when computing. Activations are never rounded:
-    their scale would be taken over the whole batch, and a score would depend on what else is in it.
+    An int8 graph is a quarter of the size and the faster one on every processor with integer products of bytes. Its
+    scales are constants, found over calibration texts, so that a score depends neither on its batch nor on the engine:
+    ONNX Runtime and OpenVINO run the same file.
 
     Args:
         model: A local directory or a Hub id of a sequence-classification cross-encoder.
         out_dir: Where to put it. It appears only when all is done and checked.
-        int8: Store the weights in int8, each output channel with its own scale.
+        int8: Store weights and multiply them in int8, each output channel with its own scale.
+        calibrate: JSON Lines with ``"query"`` and ``"text"``: pairs like yours, to find the ranges of activations with.
+            None takes texts of this package, of many kinds.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run the repository's own Python code.
         opset: ONNX operator set.
@@ -125,7 +130,8 @@ def convert(
         What was made, and the measured differences.
 
     Raises:
-        ConfigurationError: If ``out_dir`` has files in it, or the model is a causal language model.
+        ConfigurationError: If ``out_dir`` has files in it, the model is a causal language model, or the calibration
+            texts are unreadable or too few.
         MissingDependencyError: If the extra ``train`` is not installed.
         ModelLoadError: If the model cannot be loaded or exported.
         ScoringError: If the graph does not score as its source does.
@@ -135,6 +141,9 @@ def convert(
         raise ConfigurationError(f"{out} is not a directory. Give a directory that is empty or not there yet.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ConfigurationError(f"{out} is not empty. Give another directory, or overwrite=True to replace it.")
+    if calibrate is not None and not int8:
+        raise ConfigurationError("calibrate has texts to find the scales of int8 with: give int8=True as well.")
+    texts = _int8.calibration_pairs(calibrate) if int8 else []
     for module in ("torch", "sentence_transformers", "onnx"):
         import_extra(module, "train")
     writable_directory(out.parent)
@@ -157,7 +166,7 @@ def convert(
         inputs, exporter = _export(source, graph, opset)
         if int8:
             tell("int8", 0.6)
-            int8_weights(graph)
+            _round(source, graph, texts)
         tell("check", 0.7)
         pairs, difference, correlation, n_labels = _check(source, graph, inputs)
         _judge(int8, name, pairs, difference, correlation)
@@ -278,6 +287,15 @@ def _export(source: _Source, graph: Path, opset: int) -> tuple[list[str], str]:
     raise ModelLoadError("The model could not be exported to ONNX. " + " | ".join(failures))
 
 
+def _round(source: _Source, graph: Path, texts: Sequence[tuple[str, str]]) -> None:
+    """Puts the int8 graph in the place of a float32 one."""
+    batches = [_encode(source, [pair], source.encoder.limit) for pair in texts]
+    content = _int8.quantised(graph, [{name: batch[name].numpy() for name in source.names} for batch in batches])
+    for leftover in graph.parent.iterdir():
+        leftover.unlink()
+    graph.write_bytes(content)
+
+
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Exporters and loaders print, log and warn; a library does none of it."""
@@ -316,7 +334,6 @@ def _session(graph: Path) -> Any:
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.log_severity_level = 4
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     # Waiting threads that spin slow down everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
