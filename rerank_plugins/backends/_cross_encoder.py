@@ -14,6 +14,7 @@ from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
 from tokenizers import Tokenizer
 
 from rerank_plugins.backends._schema import JsonFile
+from rerank_plugins.backends._weights import tensors, weight_names, why_no_head, why_no_weights
 from rerank_plugins.backends.checkpoint import OUR_HEAD, Checkpoint, Prompt
 from rerank_plugins.errors import ModelLoadError, RerankError
 
@@ -38,13 +39,13 @@ def check_before(checkpoint: Checkpoint, *, trust_remote_code: bool) -> None:
     Raises:
         ModelLoadError: Its weights are missing, a pickle, or not those of a reranker; or it names code to run.
     """
-    if (why := checkpoint.why_no_weights()) is not None:
+    if (why := why_no_weights(checkpoint)) is not None:
         raise _about(checkpoint, why, trust_remote_code=trust_remote_code)
-    for file in checkpoint.weight_names():
+    for file in weight_names(checkpoint):
         # Read here, where what is wrong with them can be told.
         if not checkpoint.files.there(file):
             raise _about(checkpoint, f"it lacks {file}", trust_remote_code=trust_remote_code)
-    checkpoint.tensors()
+    tensors(checkpoint)
     if trust_remote_code:
         return
     for module in checkpoint.modules:
@@ -62,7 +63,7 @@ def check_before(checkpoint: Checkpoint, *, trust_remote_code: bool) -> None:
         activation = settings.text("activation_function") or "torch.nn."
         if not activation.startswith("torch.nn."):
             raise settings.wrong("activation_function", "a class of torch.nn", activation)
-    if (why := checkpoint.why_no_head()) is not None:
+    if (why := why_no_head(checkpoint)) is not None:
         raise _about(checkpoint, why, trust_remote_code=trust_remote_code)
 
 

@@ -7,17 +7,27 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import Any, TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tokenizers import Tokenizer
 
 from rerank_plugins.errors import MissingDependencyError, ModelLoadError, ScoringError
 
-__all__ = ["Render", "chat_render", "published_render"]
+if TYPE_CHECKING:
+    from rerank_plugins.backends.checkpoint import Checkpoint
+
+__all__ = ["Prompt", "Render", "prompt_of"]
 
 Render: TypeAlias = Callable[[Sequence[tuple[str, str]], str | None], list[str]]
 """Prompts of (query, text) pairs, with an instruction or None."""
 
+_NOT_FOR_TEMPLATES = {
+    "restore_suffix", "chat_template", "max_length", "padding", "truncation", "return_tensors", "tokenize",
+}  # fmt: skip
+"""Keywords of ``processing_kwargs`` that no template reads."""
 SECONDS = 5
 """Time that a chat template may take for all probes together."""
 MOST = 1_000_000
@@ -33,6 +43,62 @@ _PROBES = (
     ("<b>\"a\" & 'b'</b> {{ c }} \\n é 熊猫", "1.5 [x] <|y|> " + "long " * 400),
 )
 """The first three tell whether both texts reach the prompt; all tell whether they reach it unchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """How pairs become prompts.
+
+    Attributes:
+        render: Makes them.
+        tokens: Ids of the tokens whose logits are the score, for relevant and irrelevant; None where the checkpoint's
+            own head is read.
+    """
+
+    render: Render
+    tokens: tuple[int, int | None] | None = None
+
+
+def prompt_of(checkpoint: Checkpoint, tokenizer: Tokenizer, special_tokens: Mapping[str, str] | None) -> Prompt | None:
+    """How pairs become prompts for a checkpoint; see `Checkpoint.prompt`.
+
+    A chat template is used where sentence-transformers uses it. The published prompt of a family is used for a
+    checkpoint that carries its name, where nothing contradicts it: code of its own, or a vocabulary without its tokens.
+    """
+    why = "it has no chat template"
+    if checkpoint.takes_messages:
+        render, failure = _rendered_by_template(checkpoint, special_tokens)
+        if render is not None:
+            return Prompt(render)
+        why = failure or why
+    elif checkpoint.template is not None or (checkpoint.is_causal and checkpoint.modules):
+        return None
+    published = None
+    if not checkpoint.remote_code:
+        published = _published_render(checkpoint.model_type, _names(checkpoint), tokenizer.token_to_id)
+    if published is not None:
+        return Prompt(published[0], published[1] if checkpoint.is_causal else None)
+    if checkpoint.template is None and not checkpoint.is_causal:
+        return None
+    own = " It brings its own code, which says how it is meant to be used." if checkpoint.remote_code else ""
+    kind = "causal language model" if checkpoint.is_causal else "model with a chat template"
+    raise ModelLoadError(
+        f"{checkpoint.name!r} is a {kind} ({checkpoint.model_type}) without a chat template for the roles 'query' and "
+        f"'document' ({why}), so its scores would mean nothing.{own} Use a reranker checkpoint that has one, or put a "
+        "chat_template.jinja into its directory."
+    )
+
+
+def _names(checkpoint: Checkpoint) -> list[str]:
+    """What a checkpoint is called: asked for by, lies in, and by its configuration and model card."""
+    names = [PurePosixPath(checkpoint.name.replace("\\", "/")).name, checkpoint.files.path.name]
+    origins = (checkpoint.config.get("_name_or_path"), checkpoint.config.mapping("rerank_plugins").get("source"))
+    names += [origin for origin in origins if isinstance(origin, str)]
+    card = checkpoint.files.path / "README.md"
+    if card.is_file() and card.stat().st_size < 1 << 20:
+        text = card.read_text(encoding="utf-8", errors="replace")
+        names += re.findall(r"^(?:base_model: *|- |# )(.{1,200})$", text[:20_000], re.MULTILINE)
+    return names
 
 
 # -- chat templates -----------------------------------------------------------------------------------------------
@@ -85,6 +151,33 @@ def _run(template: str, variables: Mapping[str, Any], conversations: list[Any]) 
     if "error" in answer:
         raise ValueError(answer["error"])
     return list(answer["texts"])
+
+
+def _rendered_by_template(
+    checkpoint: Checkpoint, special_tokens: Mapping[str, str] | None
+) -> tuple[Render | None, str | None]:
+    assert checkpoint.template is not None
+    if special_tokens is None:
+        names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+        special_tokens = {name: token for name in names if (token := checkpoint.token(name))}
+    settings = checkpoint.settings.nested("processing_kwargs", "chat_template") if checkpoint.saved else {}
+    variables = {
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": False,
+        **special_tokens,
+        **{key: value for key, value in settings.items() if key not in _NOT_FOR_TEMPLATES},
+    }
+    return chat_render(checkpoint.template, variables, model=checkpoint.name, structured=_is_structured(checkpoint))
+
+
+def _is_structured(checkpoint: Checkpoint) -> bool:
+    """Whether a message holds a list of parts, as sentence-transformers decides it."""
+    form = checkpoint.settings.nested("modality_config", "message").get("format") if checkpoint.saved else None
+    if form in ("flat", "structured"):
+        return bool(form == "structured")
+    signs = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
+    return any(sign in (checkpoint.template or "") for sign in signs)
 
 
 def chat_render(
@@ -203,7 +296,7 @@ _PUBLISHED = (
 )
 
 
-def published_render(
+def _published_render(
     family: str | None, names: Sequence[str], token_id: Callable[[str], int | None]
 ) -> tuple[Render, tuple[int, int | None]] | None:
     """The published prompt of a checkpoint that says it is one of a family of rerankers, and the tokens to read.

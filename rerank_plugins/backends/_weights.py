@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from rerank_plugins.backends._files import ModelFiles
 from rerank_plugins.backends._schema import JsonFile, shortened
 from rerank_plugins.errors import ModelLoadError
 
-__all__ = ["LFS_POINTER", "is_lfs_pointer", "pickles", "read_header", "weight_files"]
+if TYPE_CHECKING:
+    from rerank_plugins.backends.checkpoint import Checkpoint
 
+__all__ = ["is_lfs_pointer", "tensors", "weight_names", "why_no_head", "why_no_weights"]
+
+_SCORING = ("ForSequenceClassification", "ForCausalLM", "LMHeadModel")
+_HEAD = re.compile(r"(.*\.)?(classifier|score|classification_head|logits_proj|sequence_summary|out_proj|head)(\.|$)")
+"""Names of the weights of classification heads in transformers."""
 LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER = 100 << 20
 """What the safetensors library takes."""
@@ -110,3 +118,68 @@ def read_header(file: Path, model: str) -> dict[str, tuple[str, tuple[int, ...]]
             f"{file} of {model!r} is cut off: expected {8 + length + end} bytes, found {size}. Fetch it again."
         )
     return found
+
+
+def weight_names(checkpoint: Checkpoint) -> list[str]:
+    """Names of the files with the weights of a checkpoint's trunk, or of its adapter, whether they are there or not."""
+    stem = "adapter_model" if checkpoint.adapter_config.values else "model"
+    return weight_files(checkpoint.files, checkpoint.folder, stem)
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Types and shapes of the trunk's weights, by name, of the files that are on disk.
+
+    Raises:
+        ModelLoadError: A file is damaged.
+    """
+    return {
+        name: info
+        for file in weight_names(checkpoint)
+        if checkpoint.files.there(file)
+        for name, info in read_header(checkpoint.files.path / file, checkpoint.name).items()
+    }
+
+
+def why_no_weights(checkpoint: Checkpoint) -> str | None:
+    """Why PyTorch has nothing to load here; None where there are weights in safetensors."""
+    files = checkpoint.files
+    names = weight_names(checkpoint)
+    for folder in sorted({checkpoint.folder, *(module.folder for module in checkpoint.modules)}):
+        found = [] if folder == checkpoint.folder and names else pickles(files, folder)
+        if found and not weight_files(files, folder):
+            return (
+                f"its weights are in a pickle ({found[0]}), which can run code when it is read. Expected safetensors: "
+                "load it once where you trust it, with transformers, and save_pretrained() it to a directory"
+            )
+    if missing := [name for name in names if name not in files.names]:
+        return f"it lacks {', '.join(missing[:5])}, which its index of weights names"
+    if names:
+        return None
+    if any(name.endswith(".onnx") for name in files.names):
+        return "it holds only an ONNX graph, and no weights for PyTorch (model.safetensors)"
+    if any(name.endswith(("openvino_model.xml", ".gguf")) for name in files.names):
+        return "it holds weights for another engine (OpenVINO's format or GGUF); expected model.safetensors"
+    return f"it has no weights: expected model.safetensors in {files.path / checkpoint.folder}"
+
+
+def why_no_head(checkpoint: Checkpoint) -> str | None:
+    """Why a checkpoint is no reranker, by what its files say; None where nothing speaks against it."""
+    if checkpoint.modules:
+        kinds = [module.kind.rpartition(".")[2] for module in checkpoint.modules]
+        foreign = any(not module.kind.startswith("sentence_transformers.") for module in checkpoint.modules)
+        scores = any(_writes_scores(checkpoint, module.folder) for module in checkpoint.modules if module.folder)
+        task = checkpoint.settings.text("transformer_task")
+        if foreign or "LogitScore" in kinds or task == "sequence-classification" or scores:
+            return None
+        return f"it has no classification head (its modules are {', '.join(kinds)}): an embedding model is no reranker"
+    if not checkpoint.architecture or checkpoint.architecture.endswith(_SCORING):
+        return None
+    found = tensors(checkpoint)
+    if not found or any(_HEAD.match(name) for name in found):
+        return None
+    return f"it has no classification head (it is a {checkpoint.architecture}): an embedding model is no reranker"
+
+
+def _writes_scores(checkpoint: Checkpoint, folder: str) -> bool:
+    settings = JsonFile(checkpoint.files.path / folder / "config.json", checkpoint.name)
+    return settings.get("module_output_name") == "scores"

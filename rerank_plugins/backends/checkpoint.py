@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, normalizers
 
 from rerank_plugins.backends._files import ModelFiles
 from rerank_plugins.backends._pairs import PairEncoder
-from rerank_plugins.backends._prompts import Render, chat_render, published_render
+from rerank_plugins.backends._prompts import Prompt, Render, prompt_of
 from rerank_plugins.backends._schema import MAX_PROMPT, MAX_TEMPLATE, JsonFile, shortened
-from rerank_plugins.backends._weights import is_lfs_pointer, pickles, read_header, weight_files
+from rerank_plugins.backends._weights import is_lfs_pointer
 from rerank_plugins.backends.graphs import Graph
 from rerank_plugins.errors import ModelLoadError
 
@@ -33,11 +33,6 @@ _COUNTS_POSITIONS = re.compile(
 )
 """Families whose first position is ``pad_token_id + 1``: of 514 positions, 512 can be used. Without ``_`` and ``-``."""
 _TWO_SEPARATORS = 2
-_SCORE_MODULES = {"LogitScore"}
-_HEAD = re.compile(r"(.*\.)?(classifier|score|classification_head|logits_proj|sequence_summary|out_proj|head)(\.|$)")
-"""Names of the weights of classification heads in transformers."""
-_SCORING = ("ForSequenceClassification", "ForCausalLM", "LMHeadModel")
-_ROOT_MODULES = "sentence_transformers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +41,6 @@ class Module:
 
     kind: str
     folder: str
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """How pairs become prompts.
-
-    Attributes:
-        render: Makes them.
-        tokens: Ids of the tokens whose logits are the score, for relevant and irrelevant; None where the checkpoint's
-            own head is read.
-    """
-
-    render: Render
-    tokens: tuple[int, int | None] | None = None
 
 
 class Checkpoint:
@@ -387,69 +368,12 @@ class Checkpoint:
         Raises:
             ModelLoadError: A decoder has no prompt that a pair could go into, or its template fails.
         """
-        why = "it has no chat template"
-        if self.takes_messages:
-            render, failure = self._chat_render(special_tokens)
-            if render is not None:
-                return Prompt(render)
-            why = failure or why
-        elif self.template is not None or (self.is_causal and self.modules):
-            return None
-        published = None
-        if not self.remote_code:
-            published = published_render(self.model_type, self._own_names, tokenizer.token_to_id)
-        if published is not None:
-            return Prompt(published[0], published[1] if self.is_causal else None)
-        if self.template is None and not self.is_causal:
-            return None
-        own = " It brings its own code, which says how it is meant to be used." if self.remote_code else ""
-        kind = "causal language model" if self.is_causal else "model with a chat template"
-        raise ModelLoadError(
-            f"{self.name!r} is a {kind} ({self.model_type}) without a chat template for the roles 'query' and "
-            f"'document' ({why}), so its scores would mean nothing.{own} Use a reranker checkpoint that has one, or "
-            "put a chat_template.jinja into its directory."
-        )
-
-    def _chat_render(self, special_tokens: Mapping[str, str] | None) -> tuple[Render | None, str | None]:
-        assert self.template is not None
-        if special_tokens is None:
-            names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-            special_tokens = {name: token for name in names if (token := self.token(name))}
-        settings = self.settings.nested("processing_kwargs", "chat_template") if self.saved else {}
-        variables = {
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": False,
-            **special_tokens,
-            **{key: value for key, value in settings.items() if key not in _NOT_FOR_TEMPLATES},
-        }
-        return chat_render(self.template, variables, model=self.name, structured=self._structured)
-
-    @property
-    def _structured(self) -> bool:
-        """Whether a message holds a list of parts, as sentence-transformers decides it."""
-        form = self.settings.nested("modality_config", "message").get("format") if self.saved else None
-        if form in ("flat", "structured"):
-            return bool(form == "structured")
-        signs = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
-        return any(sign in (self.template or "") for sign in signs)
+        return prompt_of(self, tokenizer, special_tokens)
 
     @property
     def keeps_suffix(self) -> bool:
         """Whether the end of a prompt survives a cut."""
         return self.settings.nested("processing_kwargs", "chat_template").get("restore_suffix") is not False
-
-    @property
-    def _own_names(self) -> list[str]:
-        """What the checkpoint is called: asked for by, lies in, and by its configuration and model card."""
-        names = [PurePosixPath(self.name.replace("\\", "/")).name, self.files.path.name]
-        origins = (self.config.get("_name_or_path"), self.config.mapping("rerank_plugins").get("source"))
-        names += [origin for origin in origins if isinstance(origin, str)]
-        card = self.files.path / "README.md"
-        if card.is_file() and card.stat().st_size < 1 << 20:
-            text = card.read_text(encoding="utf-8", errors="replace")
-            names += re.findall(r"^(?:base_model: *|- |# )(.{1,200})$", text[:20_000], re.MULTILINE)
-        return names
 
     def encoder(
         self, tokenizer: Tokenizer | None = None, *, graph: Graph | None = None, prompt: Prompt | None = None
@@ -479,73 +403,6 @@ class Checkpoint:
             instruction=self.default_prompt,
         )
 
-    # -- what it holds --------------------------------------------------------------------------------------------
-
-    def weight_names(self) -> list[str]:
-        """Names of the files with the weights of the trunk, whether they are on disk or not."""
-        if self.adapter_config.values:
-            return weight_files(self.files, self.folder, stem="adapter_model")
-        return weight_files(self.files, self.folder)
-
-    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Types and shapes of the trunk's weights, by name, of the files that are on disk."""
-        return {
-            name: info
-            for file in self.weight_names()
-            if self.files.there(file)
-            for name, info in read_header(self.files.path / file, self.name).items()
-        }
-
-    def why_no_weights(self) -> str | None:
-        """Why PyTorch has nothing to load here; None where there are weights in safetensors."""
-        names = self.weight_names()
-        missing = [name for name in names if name not in self.files.names]
-        folders = {module.folder for module in self.modules} | {self.folder}
-        for folder in sorted(folders):
-            if pickles(self.files, folder) and not weight_files(self.files, folder):
-                return (
-                    f"its weights are in a pickle ({pickles(self.files, folder)[0]}), which can run code when it is "
-                    "read. Expected safetensors: load it once where you trust it, with transformers, and "
-                    "save_pretrained() it to a directory"
-                )
-        if names and not missing:
-            return None
-        if missing:
-            return f"it lacks {', '.join(missing[:5])}, which its index of weights names"
-        if any(name.endswith(".onnx") for name in self.files.names):
-            return "it holds only an ONNX graph, and no weights for PyTorch (model.safetensors)"
-        if any(name.endswith(("openvino_model.xml", ".gguf")) for name in self.files.names):
-            return (
-                "it holds weights of another engine (OpenVINO's or GGUF) only; expected model.safetensors or model.onnx"
-            )
-        return f"it has no weights: expected model.safetensors in {self.files.path / self.folder}"
-
-    def why_no_head(self) -> str | None:
-        """Why this is no reranker, by what its files say; None where nothing speaks against it."""
-        if self.modules:
-            kinds = [module.kind.rpartition(".")[2] for module in self.modules]
-            foreign = any(not module.kind.startswith(_ROOT_MODULES) for module in self.modules)
-            task = self.settings.text("transformer_task")
-            if foreign or _SCORE_MODULES & set(kinds) or task == "sequence-classification" or self._has_score_dense:
-                return None
-            return (
-                f"it has no classification head (its modules are {', '.join(kinds)}): an embedding model is no reranker"
-            )
-        if not self.architecture or self.architecture.endswith(_SCORING):
-            return None
-        tensors = self.tensors()
-        if not tensors or any(_HEAD.match(name) for name in tensors):
-            return None
-        return f"it has no classification head (it is a {self.architecture}): an embedding model is no reranker"
-
-    @property
-    def _has_score_dense(self) -> bool:
-        return any(
-            JsonFile(self.files.path / module.folder / "config.json", self.name).get("module_output_name") == "scores"
-            for module in self.modules
-            if module.folder
-        )
-
 
 _OUTSIDE = {
     "adapter_kwargs", "adapter_name", "cache_dir", "code_revision", "config", "gguf_file", "ignore_mismatched_sizes",
@@ -553,9 +410,6 @@ _OUTSIDE = {
     "state_dict", "subfolder", "token", "tokenizer_file", "use_safetensors", "vocab_file", "weights_only",
 }  # fmt: skip
 """Keywords of transformers that lead out of the directory, or switch a check off."""
-_NOT_FOR_TEMPLATES = {
-    "restore_suffix", "chat_template", "max_length", "padding", "truncation", "return_tensors", "tokenize",
-}  # fmt: skip
 
 
 def _lowers(normalizer: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rerank_plugins import models
 from rerank_plugins.backends._files import ModelFiles
+from rerank_plugins.backends._weights import why_no_weights
 from rerank_plugins.backends.base import Backend, LocalBackend
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.download import fetch_command, open_files, torch_files
@@ -220,11 +221,11 @@ def _remedy(choice: Choice, settings: Settings) -> str:
     """The one command that helps; empty where the reasons say it, or nothing does."""
     checkpoint = choice.checkpoint
     torch = choice.refusals.get("torch")
-    if isinstance(torch, MissingDependencyError) and checkpoint.why_no_weights() is None:
+    if isinstance(torch, MissingDependencyError) and why_no_weights(checkpoint) is None:
         convert = "" if checkpoint.is_causal else "   or convert it elsewhere: rerank-plugins convert MODEL OUT"
         extra = "peft" if torch.name == "peft" else '"rerank-plugins[torch]"'
         return f"What helps: pip install {extra}{convert}"
-    if checkpoint.files.partial is not None and checkpoint.why_no_weights() is not None:
+    if checkpoint.files.partial is not None and why_no_weights(checkpoint) is not None:
         return f"What helps: {fetch_command(checkpoint.name, settings.revision)}"
     return ""
 

@@ -22,7 +22,9 @@ def convert(
     int8: Annotated[bool, typer.Option("--int8", help="Compute in int8: faster, a quarter of the size.")] = False,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help='With --int8: pairs like yours, JSON Lines with "query" and "text". Otherwise built-in ones.'),
+        typer.Option(
+            help='With --int8: pairs like yours, JSON Lines with "query" and "text". Otherwise built-in ones.'
+        ),
     ] = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
