@@ -14,7 +14,7 @@ from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
 from tokenizers import Tokenizer
 
 from rerank_plugins.backends._schema import JsonFile
-from rerank_plugins.backends._weights import tensors, weight_names, why_no_head, why_no_weights
+from rerank_plugins.backends._weights import check_says
 from rerank_plugins.backends.checkpoint import OUR_HEAD, Checkpoint, Prompt
 from rerank_plugins.errors import ModelLoadError, RerankError
 
@@ -37,17 +37,15 @@ def check_before(checkpoint: Checkpoint, *, trust_remote_code: bool) -> None:
     """Refuse what PyTorch's libraries would read or run of a checkpoint and should not, before they see it.
 
     Raises:
-        ModelLoadError: Its weights are missing, a pickle, or not those of a reranker; or it names code to run.
+        ModelLoadError: Its weights are missing, damaged, a pickle, or not those of a reranker; or it names code to run.
     """
-    if (why := why_no_weights(checkpoint)) is not None:
-        raise _about(checkpoint, why, trust_remote_code=trust_remote_code)
-    for file in weight_names(checkpoint):
-        # Read here, where what is wrong with them can be told.
-        if not checkpoint.files.there(file):
-            raise _about(checkpoint, f"it lacks {file}", trust_remote_code=trust_remote_code)
-    tensors(checkpoint)
-    if trust_remote_code:
-        return
+    check_says(checkpoint, trust_remote_code=trust_remote_code)
+    if not trust_remote_code:
+        _check_code(checkpoint)
+
+
+def _check_code(checkpoint: Checkpoint) -> None:
+    """Refuse classes of a checkpoint that are not those of sentence-transformers and PyTorch."""
     for module in checkpoint.modules:
         package, _, kind = module.kind.rpartition(".")
         if module.kind == OUR_HEAD:
@@ -57,24 +55,10 @@ def check_before(checkpoint: Checkpoint, *, trust_remote_code: bool) -> None:
                 f"modules.json of {checkpoint.name!r} names the class {module.kind!r}, which is code of its own. The "
                 "repository brings its own code: read it, then pass trust_remote_code=True."
             )
-        if kind != "Dense":
-            continue
         settings = JsonFile(checkpoint.files.path / module.folder / "config.json", checkpoint.name)
-        activation = settings.text("activation_function") or "torch.nn."
-        if not activation.startswith("torch.nn."):
+        activation = settings.text("activation_function") if kind == "Dense" else None
+        if activation is not None and not activation.startswith("torch.nn."):
             raise settings.wrong("activation_function", "a class of torch.nn", activation)
-    if (why := why_no_head(checkpoint)) is not None:
-        raise _about(checkpoint, why, trust_remote_code=trust_remote_code)
-
-
-def _about(checkpoint: Checkpoint, what: str, *, trust_remote_code: bool) -> ModelLoadError:
-    """An error about a checkpoint, with the hint that its files give."""
-    if checkpoint.files.partial is not None and ("no weights" in what or "lacks" in what):
-        return checkpoint.files.partial("its weights")
-    hint = ""
-    if checkpoint.remote_code and not trust_remote_code and "pickle" not in what:
-        hint = " The repository brings its own code: read it, then pass trust_remote_code=True."
-    return ModelLoadError(f"{checkpoint.name!r} cannot be loaded on PyTorch: {what}.{hint}")
 
 
 def load_checked(
@@ -179,8 +163,8 @@ def reading(checkpoint: Checkpoint, model: Any) -> tuple[Tokenizer, Prompt | Non
             f"{checkpoint.name!r} has a tokenizer that is written in Python ({type(hf_tokenizer).__name__}); a "
             "tokenizer.json is needed. Save one with transformers' AutoTokenizer(...).save_pretrained(DIR)."
         )
-    special = {name: str(token) for name, token in hf_tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    prompt = checkpoint.prompt(tokenizer, special)
+    prompt = checkpoint.prompt(tokenizer)
+    checkpoint.check_ids(tokenizer, with_types="token_type_ids" in hf_tokenizer.model_input_names)
     if prompt is not None and prompt.tokens is not None:
         relevant, irrelevant = prompt.tokens
         model[1] = LogitScore(true_token_id=relevant, false_token_id=irrelevant)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rerank_plugins.backends import _int8
 from rerank_plugins.backends._files import ModelFiles, converted_directory
 from rerank_plugins.backends._pairs import EncodedPair
+from rerank_plugins.backends._weights import why_no_head, why_no_weights
 from rerank_plugins.backends.base import Batch, LocalBackend
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.graphs import DTYPES, Graph, beside, graph_names, read_graph
@@ -66,6 +67,17 @@ def _logit_graphs(checkpoint: Checkpoint, precision: str) -> list[Graph]:
     names = graph_names(checkpoint.files, precision)
     if not names:
         raise ModelLoadError(_no_graph(checkpoint))
+    if not checkpoint.folder_has("tokenizer.json"):
+        # Told before a graph is fetched that could not be used.
+        checkpoint.tokenizer()
+    heads = [module.folder for module in checkpoint.modules[1:] if module.folder]
+    if (why := why_no_head(checkpoint)) is not None and checkpoint.modules:
+        raise ModelLoadError(f"{checkpoint.name!r} is no reranker: {why}.")
+    if heads and checkpoint.files.remote:
+        raise ModelLoadError(
+            f"{checkpoint.name!r} has its head in modules of its own ({', '.join(heads)}), which no published graph "
+            f"holds. Make one with: rerank-plugins convert {checkpoint.name} OUT   or take backend='torch'."
+        )
     graphs: list[Graph] = []
     reasons: list[RerankError] = []
     for name in names:
@@ -82,7 +94,10 @@ def _logit_graphs(checkpoint: Checkpoint, precision: str) -> list[Graph]:
         if fits(graph, precision):
             break
     if not graphs:
-        raise reasons[0]
+        hint = ""
+        if why_no_weights(checkpoint) is None:
+            hint = f" Use backend='torch', or make one with: rerank-plugins convert {checkpoint.name} OUT"
+        raise ModelLoadError(f"{reasons[0]}{hint}")
     return graphs
 
 
@@ -98,12 +113,16 @@ def fits(graph: Graph, precision: str) -> bool:
 
 def _no_graph(checkpoint: Checkpoint) -> str:
     message = f"{checkpoint.name!r} has no ONNX graph (onnx/model.onnx or model.onnx)"
-    if any(name.endswith("openvino_model.xml") for name in checkpoint.files.names):
-        message += ", only OpenVINO's own format (openvino_model.xml), which is not read here"
+    if checkpoint.adapter_config.values:
+        base = checkpoint.adapter_config.text("base_model_name_or_path")
+        return (
+            f"{message}: it is an adapter (LoRA) of {base!r}. Use it with backend='torch', or merge it there once "
+            "(merge_and_unload(), then save_pretrained(DIR)) and convert DIR."
+        )
+    if (why := why_no_weights(checkpoint)) is not None:
+        return f"{message}, and {why}."
     if checkpoint.is_causal:
         return f"{message}. Causal language models run on backend='torch'."
-    if checkpoint.adapter_config.values:
-        return f"{message}. Adapters run on backend='torch'."
     return (
         f"{message}. Make one with: rerank-plugins convert {checkpoint.name} OUT   and use OUT, or take "
         "backend='torch'."
@@ -125,6 +144,7 @@ class GraphBackend(LocalBackend):
         encoder = checkpoint.encoder(tokenizer, graph=graph, prompt=checkpoint.prompt(tokenizer))
         self.output = graph.logits(checkpoint.hidden_size)
         self.inputs = {value.name: DTYPES[value.dtype] for value in graph.inputs}
+        checkpoint.check_ids(tokenizer, with_types="token_type_ids" in self.inputs)
         shapes = [value.shape for value in graph.inputs if value.shape is not None and len(value.shape) == 2]
         self._fixed_rows = next((shape[0] for shape in shapes if shape[0]), None)
         self._fixed_tokens = next((shape[1] for shape in shapes if shape[1]), None)

@@ -28,8 +28,10 @@ _NOT_FOR_TEMPLATES = {
     "restore_suffix", "chat_template", "max_length", "padding", "truncation", "return_tensors", "tokenize",
 }  # fmt: skip
 """Keywords of ``processing_kwargs`` that no template reads."""
-SECONDS = 5
-"""Time that a chat template may take for all probes together."""
+SECONDS = 2
+"""Time of a processor that a chat template may take for all probes together."""
+WAIT_S = 8
+"""Time for that on a busy machine, with the start of a process."""
 MOST = 1_000_000
 """Characters that a chat template may make of one pair beside its texts."""
 
@@ -59,7 +61,7 @@ class Prompt:
     tokens: tuple[int, int | None] | None = None
 
 
-def prompt_of(checkpoint: Checkpoint, tokenizer: Tokenizer, special_tokens: Mapping[str, str] | None) -> Prompt | None:
+def prompt_of(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Prompt | None:
     """How pairs become prompts for a checkpoint; see `Checkpoint.prompt`.
 
     A chat template is used where sentence-transformers uses it. The published prompt of a family is used for a
@@ -67,7 +69,7 @@ def prompt_of(checkpoint: Checkpoint, tokenizer: Tokenizer, special_tokens: Mapp
     """
     why = "it has no chat template"
     if checkpoint.takes_messages:
-        render, failure = _rendered_by_template(checkpoint, special_tokens)
+        render, failure = _rendered_by_template(checkpoint)
         if render is not None:
             return Prompt(render)
         why = failure or why
@@ -131,7 +133,7 @@ def _run(template: str, variables: Mapping[str, Any], conversations: list[Any]) 
     command = [sys.executable, "-P", str(Path(__file__).with_name("_render.py"))]
     try:
         done = subprocess.run(
-            command, input=json.dumps(asked).encode(), capture_output=True, timeout=SECONDS + 5, check=False
+            command, input=json.dumps(asked).encode(), capture_output=True, timeout=WAIT_S, check=False
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"it takes more than {SECONDS} seconds") from None
@@ -153,13 +155,10 @@ def _run(template: str, variables: Mapping[str, Any], conversations: list[Any]) 
     return list(answer["texts"])
 
 
-def _rendered_by_template(
-    checkpoint: Checkpoint, special_tokens: Mapping[str, str] | None
-) -> tuple[Render | None, str | None]:
+def _rendered_by_template(checkpoint: Checkpoint) -> tuple[Render | None, str | None]:
     assert checkpoint.template is not None
-    if special_tokens is None:
-        names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-        special_tokens = {name: token for name in names if (token := checkpoint.token(name))}
+    names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    special_tokens = {name: token for name in names if (token := checkpoint.token(name))}
     settings = checkpoint.settings.nested("processing_kwargs", "chat_template") if checkpoint.saved else {}
     variables = {
         "tools": None,

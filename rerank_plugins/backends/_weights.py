@@ -15,7 +15,7 @@ from rerank_plugins.errors import ModelLoadError
 if TYPE_CHECKING:
     from rerank_plugins.backends.checkpoint import Checkpoint
 
-__all__ = ["is_lfs_pointer", "tensors", "weight_names", "why_no_head", "why_no_weights"]
+__all__ = ["check_says", "is_lfs_pointer", "tensors", "weight_names", "why_no_head", "why_no_weights"]
 
 _SCORING = ("ForSequenceClassification", "ForCausalLM", "LMHeadModel")
 _HEAD = re.compile(r"(.*\.)?(classifier|score|classification_head|logits_proj|sequence_summary|out_proj|head)(\.|$)")
@@ -76,6 +76,8 @@ def pickles(files: ModelFiles, folder: str = "") -> list[str]:
         and "/" not in name[len(place) :]
         and (name.endswith((".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl")))
         and not name.endswith(("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"))
+        # OpenVINO's weights lie beside their graph.
+        and f"{name.removesuffix('.bin')}.xml" not in files.names
     )
 
 
@@ -140,13 +142,36 @@ def tensors(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
+def check_says(checkpoint: Checkpoint, *, trust_remote_code: bool) -> None:
+    """Refuse a checkpoint that PyTorch's libraries cannot make a reranker of, by its files.
+
+    Raises:
+        ModelLoadError: Its weights are missing, damaged, a pickle, or not those of a reranker.
+    """
+    why = why_no_weights(checkpoint)
+    if why is not None and checkpoint.files.partial is not None:
+        raise checkpoint.files.partial("its weights")
+    if why is None and not trust_remote_code:
+        why = why_no_head(checkpoint)
+    if why is not None:
+        hint = ""
+        if checkpoint.remote_code and not trust_remote_code and "pickle" not in why:
+            hint = " The repository brings its own code: read it, then pass trust_remote_code=True."
+        raise ModelLoadError(f"{checkpoint.name!r} cannot be loaded on PyTorch: {why}.{hint}")
+    # Read here, where what is wrong with them can be told.
+    tensors(checkpoint)
+
+
 def why_no_weights(checkpoint: Checkpoint) -> str | None:
     """Why PyTorch has nothing to load here; None where there are weights in safetensors."""
     files = checkpoint.files
     names = weight_names(checkpoint)
-    for folder in sorted({checkpoint.folder, *(module.folder for module in checkpoint.modules)}):
-        found = [] if folder == checkpoint.folder and names else pickles(files, folder)
-        if found and not weight_files(files, folder):
+    modules = {module.folder for module in checkpoint.modules if module.folder}
+    for folder in sorted({name.rpartition("/")[0] for name in files.names}):
+        # A router's parts lie in folders of its own.
+        read = folder == checkpoint.folder or any(f"{folder}/".startswith(f"{module}/") for module in modules)
+        found = pickles(files, folder) if read and not weight_files(files, folder) else []
+        if found and not (folder == checkpoint.folder and names):
             return (
                 f"its weights are in a pickle ({found[0]}), which can run code when it is read. Expected safetensors: "
                 "load it once where you trust it, with transformers, and save_pretrained() it to a directory"
@@ -156,9 +181,18 @@ def why_no_weights(checkpoint: Checkpoint) -> str | None:
     if names:
         return None
     if any(name.endswith(".onnx") for name in files.names):
-        return "it holds only an ONNX graph, and no weights for PyTorch (model.safetensors)"
-    if any(name.endswith(("openvino_model.xml", ".gguf")) for name in files.names):
-        return "it holds weights for another engine (OpenVINO's format or GGUF); expected model.safetensors"
+        what = ""
+        if checkpoint.is_causal:
+            what = " of a causal language model"
+        elif checkpoint.architecture and not checkpoint.architecture.endswith(_SCORING):
+            what = f" of a {checkpoint.architecture}, which has no classification head"
+        return (
+            f"it holds only an ONNX graph{what}, and no weights for PyTorch (model.safetensors). Leave backend at "
+            "'auto', or use backend='onnx' or 'openvino'"
+        )
+    other = next((name for name in sorted(files.names) if name.endswith(("openvino_model.xml", ".gguf"))), None)
+    if other is not None:
+        return f"it holds weights for another engine only, OpenVINO or GGUF ({other}); expected model.safetensors"
     return f"it has no weights: expected model.safetensors in {files.path / checkpoint.folder}"
 
 

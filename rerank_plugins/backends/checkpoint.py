@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -58,6 +58,7 @@ class Checkpoint:
         self.files = files
         self.name = files.name
         self.base = base
+        self._prompted: list[Prompt | None] = []
         self.modules = self._read_modules()
         self.folder = self.modules[0].folder if self.modules else ""
         own = self._json("config.json")
@@ -358,22 +359,44 @@ class Checkpoint:
         # What was saved says so; otherwise a template is there to be used.
         return not self.saved or "message" in self.settings.mapping("modality_config")
 
-    def prompt(self, tokenizer: Tokenizer, special_tokens: Mapping[str, str] | None = None) -> Prompt | None:
+    def prompt(self, tokenizer: Tokenizer) -> Prompt | None:
         """How pairs become prompts; None where the model reads a query and a text as they are.
 
         Args:
             tokenizer: The model's tokenizer.
-            special_tokens: What a template may read, by name; None takes those of the tokenizer's configuration.
 
         Raises:
             ModelLoadError: A decoder has no prompt that a pair could go into, or its template fails.
         """
-        return prompt_of(self, tokenizer, special_tokens)
+        if not self._prompted:
+            self._prompted = [prompt_of(self, tokenizer)]
+        return self._prompted[0]
 
     @property
     def keeps_suffix(self) -> bool:
         """Whether the end of a prompt survives a cut."""
         return self.settings.nested("processing_kwargs", "chat_template").get("restore_suffix") is not False
+
+    def check_ids(self, tokenizer: Tokenizer, *, with_types: bool) -> None:
+        """Refuse a tokenizer that makes tokens which the model has no vector for.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            with_types: Whether the model reads segment ids.
+
+        Raises:
+            ModelLoadError: It does.
+        """
+        checks = [("vocab_size", max(tokenizer.get_vocab().values(), default=0), "a token")]
+        if with_types:
+            checks.append(("type_vocab_size", max(tokenizer.encode("a", "b").type_ids, default=0), "a segment"))
+        for key, highest, what in checks:
+            size = self.config.integer(key, 0)
+            if size and highest >= size:
+                raise ModelLoadError(
+                    f"{self.files.path / self._in('tokenizer.json')} of {self.name!r} has {what} {highest}, but the "
+                    f"model has {size} of them ({key} of config.json). The two are not of one model."
+                )
 
     def encoder(
         self, tokenizer: Tokenizer | None = None, *, graph: Graph | None = None, prompt: Prompt | None = None

@@ -91,7 +91,7 @@ class Graph:
         """
         names = [value.name for value in self.inputs]
         if "past_key_values" in "".join(names):
-            raise self._no("the graph of a language model that writes text, which expects the states of earlier tokens")
+            raise self._no("the graph of a causal language model that writes text: it expects earlier states")
         if "input_ids" not in names or not set(names) <= set(INPUTS):
             raise self._no(f"no graph of a cross-encoder: expected inputs among {', '.join(INPUTS)}, found {names}")
         if odd := [value.name for value in self.inputs if value.dtype not in DTYPES]:
@@ -105,7 +105,7 @@ class Graph:
         flat = [value for value in self.outputs if value.shape is None or len(value.shape) in (1, 2)]
         chosen = [value for value in (named or flat) if value in flat and not _is_embedding(value.name)]
         if named and not chosen:
-            raise self._no(f"the graph of a language model or of a tagger: a logit for every token ({listing})")
+            raise self._no(f"the graph of a causal language model or a tagger, with logits for every token ({listing})")
         if not chosen and any(_is_embedding(value.name) for value in self.outputs):
             raise self._no(f"the graph of an encoder, without a classification head: an embedding model ({listing})")
         if len(chosen) != 1:

@@ -29,8 +29,7 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> tuple[Checkpoint, Graph,
     _engines.onnxruntime()
     check_device(settings)
     asked = settings.precision
-    # int8 is made here, of exact weights where there are any.
-    source, graphs = take_graph(checkpoint, "fp32" if asked == "int8" else asked)
+    source, graphs = take_graph(checkpoint, asked)
     for graph in graphs:
         if (found := _precision(graph, asked)) is not None:
             return source, graph, found

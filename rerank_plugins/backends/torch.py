@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins._quiet import no_progress_bars
-from rerank_plugins.backends._weights import why_no_weights
+from rerank_plugins.backends._weights import check_says
 from rerank_plugins.backends.base import Batch, LocalBackend
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.load import fetch_weights
-from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, ScoringError
+from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ScoringError
 from rerank_plugins.settings import Settings
 
 __all__ = ["TorchBackend", "default_device", "load", "plan"]
@@ -44,8 +44,7 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> tuple[Checkpoint, None, 
             f"precision={settings.precision!r} does not exist on the torch backend: expected 'fp32', 'bf16', 'fp16' or "
             "'auto'. For int8, convert the model (rerank-plugins convert MODEL OUT --int8) and use backend='onnx'."
         )
-    if (why := why_no_weights(checkpoint)) is not None and checkpoint.files.partial is None:
-        raise ModelLoadError(f"{checkpoint.name!r} cannot be loaded on PyTorch: {why}.")
+    check_says(checkpoint, trust_remote_code=settings.trust_remote_code)
     import_extra("sentence_transformers", "torch")
     if (kind := checkpoint.adapter_config.text("base_model_name_or_path")) and importlib.util.find_spec("peft") is None:
         raise MissingDependencyError(
@@ -61,6 +60,8 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> tuple[Checkpoint, None, 
             "with: pip install sentencepiece protobuf",
             name="sentencepiece",
         )
+    if has_fast:
+        checkpoint.prompt(checkpoint.tokenizer())
     return checkpoint, None, "fp32" if settings.precision == "auto" else settings.precision
 
 
