@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from rerank_plugins.backends._schema import JsonFile
 from rerank_plugins.backends._weights import check_says
@@ -158,6 +158,7 @@ def reading(checkpoint: Checkpoint, model: Any) -> tuple[Tokenizer, Prompt | Non
     elif (raw := getattr(hf_tokenizer, "backend_tokenizer", None)) is not None:
         # A copy: nobody else's truncation or padding settings can reach it.
         tokenizer = Tokenizer.from_str(raw.to_str())
+        _normalise_as_sentencepiece(checkpoint, tokenizer)
     else:
         raise ModelLoadError(
             f"{checkpoint.name!r} has a tokenizer that is written in Python ({type(hf_tokenizer).__name__}); a "
@@ -169,6 +170,23 @@ def reading(checkpoint: Checkpoint, model: Any) -> tuple[Tokenizer, Prompt | Non
         relevant, irrelevant = prompt.tokens
         model[1] = LogitScore(true_token_id=relevant, false_token_id=irrelevant)
     return tokenizer, prompt
+
+
+def _normalise_as_sentencepiece(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Put back the table of characters of a sentencepiece model, which transformers leaves out of what it builds."""
+    names = [name for name in checkpoint.files.names if name.endswith(".model") and "/" not in name]
+    if len(names) != 1 or "Precompiled" in repr(tokenizer.normalizer):
+        return
+    from sentencepiece import sentencepiece_model_pb2
+
+    try:
+        stored = sentencepiece_model_pb2.ModelProto.FromString((checkpoint.files.path / names[0]).read_bytes())
+    except Exception as error:
+        raise ModelLoadError(f"{names[0]} of {checkpoint.name!r} is no sentencepiece model: {error}") from error
+    if table := stored.normalizer_spec.precompiled_charsmap:
+        own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+        parts = [normalizers.Precompiled(table), *own, normalizers.Strip()]
+        tokenizer.normalizer = normalizers.Sequence(parts)  # type: ignore[assignment]
 
 
 def can_pad(model: Any) -> bool:

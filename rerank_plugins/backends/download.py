@@ -6,7 +6,7 @@ import errno
 import fnmatch
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _SMALL = ("*.json", "*.jinja", "README.md")
 _TORCH = ("*.txt", "*.model", "model*.safetensors", "adapter_model*.safetensors")
 _ELSEWHERE = ("onnx/*", "openvino/*", "runs/*", "checkpoint*/*", "*/*/*", ".*", "*.onnx", "original/*")
 _NOT_JSON = ("vocab.json", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json")
-_NO_WRITING = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+_NO_WRITING = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENOTDIR)
 
 
 def open_files(model: str, *, revision: str | None = None) -> ModelFiles:
@@ -167,17 +167,8 @@ def _told(error: BaseException, model: str, revision: str | None, missing: str =
         return ModelLoadError(
             f"{model!r} is neither a local directory nor a Hub id of the form 'organisation/name': {error}"
         )
-    if "GatedRepoError" in named:
-        return ModelLoadError(
-            f"{model!r} is gated: accept its terms on the Hub and log in with `hf auth login`, or set HF_TOKEN."
-        )
-    if "RevisionNotFoundError" in named:
-        return ModelLoadError(f"{model!r} has no revision {revision!r} on the Hub.")
-    if "RepositoryNotFoundError" in named:
-        return ModelLoadError(
-            f"{model!r} is neither a local directory nor a repository on the Hub that you may read{at}. Check the "
-            "name; for a private one log in with `hf auth login`. `rerank-plugins models` lists published ones."
-        )
+    if not missing and (known := _known(named, model, revision, at)):
+        return ModelLoadError(known)
     what = f"{model!r}{at} is not a local directory, and is not in the local cache"
     if missing:
         what = f"{model!r}{at} is in the local cache without {missing}"
@@ -186,6 +177,20 @@ def _told(error: BaseException, model: str, revision: str | None, missing: str =
         f"{what}; {cause}. {remedy or 'Fetch it once where there is a network'}: {command}\n"
         "Or use Reranker(model=None): the bundled model needs no download."
     )
+
+
+def _known(named: Mapping[str, BaseException], model: str, revision: str | None, at: str) -> str | None:
+    """What the Hub says of a model that it does not give to this user; None where it said nothing."""
+    if "GatedRepoError" in named:
+        return f"{model!r} is gated: accept its terms on the Hub and log in with `hf auth login`, or set HF_TOKEN."
+    if "RevisionNotFoundError" in named:
+        return f"{model!r} has no revision {revision!r} on the Hub."
+    if "RepositoryNotFoundError" in named:
+        return (
+            f"{model!r} is neither a local directory nor a repository on the Hub that you may read{at}. Check the "
+            "name; for a private one log in with `hf auth login`. `rerank-plugins models` lists published ones."
+        )
+    return None
 
 
 def _cause(links: Sequence[BaseException]) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from rerank_plugins.backends._weights import check_says
 from rerank_plugins.backends.base import Batch, LocalBackend
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.load import fetch_weights
-from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ScoringError
+from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, ScoringError
 from rerank_plugins.settings import Settings
 
 __all__ = ["TorchBackend", "default_device", "load", "plan"]
@@ -52,6 +52,7 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> tuple[Checkpoint, None, 
             "   or merge it once where that is installed: merge_and_unload(), then save_pretrained(DIR).",
             name="peft",
         )
+    _check_own_code(checkpoint, settings)
     sentencepiece = [name for name in checkpoint.files.names if name.endswith((".model", ".vocab"))]
     has_fast = checkpoint.folder_has("tokenizer.json")
     if sentencepiece and not has_fast and importlib.util.find_spec("sentencepiece") is None:
@@ -63,6 +64,19 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> tuple[Checkpoint, None, 
     if has_fast:
         checkpoint.prompt(checkpoint.tokenizer())
     return checkpoint, None, "fp32" if settings.precision == "auto" else settings.precision
+
+
+def _check_own_code(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Refuse a model that only its own code can make, before its weights are fetched."""
+    import transformers
+
+    if settings.trust_remote_code or not checkpoint.config.mapping("auto_map"):
+        return
+    if checkpoint.model_type is None or not hasattr(transformers, checkpoint.architecture or "AutoModel"):
+        raise ModelLoadError(
+            f"{checkpoint.name!r} ({checkpoint.architecture or 'no architecture'}) brings its own code: read it, then "
+            "pass trust_remote_code=True."
+        )
 
 
 def load(checkpoint: Checkpoint, settings: Settings) -> TorchBackend:

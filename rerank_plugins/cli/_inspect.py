@@ -83,9 +83,8 @@ def _facts(checkpoint: Any) -> dict[str, Any]:
     names = weight_names(checkpoint)
     there = [name for name in names if files.there(name)]
     try:
-        weights = why_no_weights(checkpoint) or f"{', '.join(names)}" + (
-            f" ({len(tensors(checkpoint))} tensors)" if there == names else " (on the Hub)"
-        )
+        known = f"{len(tensors(checkpoint))} tensors" if there == names else "on the Hub"
+        weights = f"{', '.join(names)} ({known})" if why_no_weights(checkpoint) is None else "none for PyTorch"
     except RerankError as error:
         weights = str(error)
     labels = checkpoint.labels
