@@ -25,6 +25,7 @@ __all__ = ["OUR_HEAD", "Checkpoint", "Prompt"]
 OUR_HEAD = "rerank_plugins.backends._late_interaction.LateInteractionScore"
 """Type, in ``modules.json``, of the head that this package makes."""
 
+_MOST_MODULES = 100
 _NO_LIMIT = 10**9
 """Beyond this a tokenizer's limit is a placeholder for "none": transformers writes int(1e30)."""
 _DEFAULT_LIMIT = 512
@@ -76,8 +77,10 @@ class Checkpoint:
 
     def _read_modules(self) -> list[Module]:
         listing = JsonFile(self.files.path / "modules.json", self.name, listed=True)
+        if len(listing.items) > _MOST_MODULES:
+            raise listing.wrong(None, f"a list of at most {_MOST_MODULES} modules", listing.items)
         modules = []
-        for item in listing.items[:100]:
+        for item in listing.items:
             kind, folder = (item.get(key) if isinstance(item, dict) else None for key in ("type", "path"))
             place = PurePosixPath(folder.replace("\\", "/")) if isinstance(folder, str) else PurePosixPath("..")
             if not isinstance(kind, str) or place.is_absolute() or ".." in place.parts:
@@ -349,7 +352,9 @@ class Checkpoint:
         elif given is None:
             given = separate
         if isinstance(given, list):
-            named = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+            if not all(isinstance(item, dict) and _is_named_template(item) for item in given):
+                raise self.tokenizer_config.wrong("chat_template", "objects with 'name' and 'template'", given)
+            named = {item["name"]: item["template"] for item in given}
             given = named.get(wanted if isinstance(wanted, str) and wanted in named else "default")
         elif isinstance(wanted, str):
             given = wanted
@@ -441,6 +446,10 @@ _OUTSIDE = {
     "state_dict", "subfolder", "token", "tokenizer_file", "use_safetensors", "vocab_file", "weights_only",
 }  # fmt: skip
 """Keywords of transformers that lead out of the directory, or switch a check off."""
+
+
+def _is_named_template(item: dict[str, Any]) -> bool:
+    return isinstance(item.get("name"), str) and isinstance(item.get("template"), str)
 
 
 def _lowers(normalizer: Any) -> bool:
