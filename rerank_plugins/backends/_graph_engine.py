@@ -6,7 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 import numpy as np
@@ -89,8 +89,8 @@ def _logit_graphs(checkpoint: Checkpoint, precision: str) -> list[Graph]:
             graph.logits(checkpoint.hidden_size)
         except ModelLoadError as error:
             reasons.append(error)
-            # On the Hub the others are forms of the same graph: not worth their download.
-            if checkpoint.files.remote:
+            # The others are forms of the same graph: not worth a download, nor better than what is damaged.
+            if checkpoint.files.remote or PurePosixPath(name).stem == "model":
                 break
             continue
         graphs.append(graph)
