@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import tiny
+from rerank_plugins.training._bundled import SHARED_WORDS, shared_words
+from rerank_plugins.training._warm_start import from_graph
 from transformers import AutoTokenizer, BertModel
 
 from rerank_plugins import Reranker
@@ -35,7 +37,6 @@ from rerank_plugins.training import (
     train,
 )
 from rerank_plugins.training import _api as api
-from rerank_plugins.training._bundled import SHARED_WORDS, shared_words
 from rerank_plugins.training._data import (
     evaluation_groups,
     groups_from_pairs,
@@ -55,7 +56,6 @@ from rerank_plugins.training._mining import (
     top,
     without_sentence,
 )
-from rerank_plugins.training._warm_start import from_graph
 
 # What follows what must be learnt: no word of a query is in its answer.
 RIDDLES = {
