@@ -24,7 +24,7 @@ parser.add_argument("--json", action="store_true")
 AS_IT_COMES = 5000
 CODE = """
 import json, random, sys, time
-import rerank_plugins.backends._onnx as engines
+import rerank_plugins.backends.openvino as engines
 from rerank_plugins import Reranker
 from harness._engines import peak_bytes
 from harness._work import many_texts

@@ -18,10 +18,11 @@ from checkpoints import EXTRA, FAMILIES, QUERY, TEXTS, tiny
 
 from rerank_plugins import Reranker, Settings
 from rerank_plugins.backends import PairLogits, load_backend
+from rerank_plugins.backends import load as loading
 from rerank_plugins.backends._files import ModelFiles, converted_directory
-from rerank_plugins.backends._onnx import OpenVinoBackend
-from rerank_plugins.backends._torch import TorchBackend
 from rerank_plugins.backends.base import LocalBackend
+from rerank_plugins.backends.openvino import OpenVinoBackend
+from rerank_plugins.backends.torch import TorchBackend
 from rerank_plugins.conversion import convert
 from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, ScoringError
 from rerank_plugins.testing import FakeBackend, check_backend_contract
@@ -234,11 +235,8 @@ def test_auto_takes_a_graph_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_auto_takes_onnxruntime_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
-    assert Reranker(converted("electra")).backend_name == "onnx"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert Reranker(converted("electra"), threads=1).backend_name == "onnx"
 
 
 def test_auto_finds_what_was_converted_earlier(tmp_path: Path) -> None:
@@ -251,21 +249,16 @@ def test_auto_finds_what_was_converted_earlier(tmp_path: Path) -> None:
 
 
 def test_auto_takes_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    import rerank_plugins.backends as backends
-    from rerank_plugins.backends import _torch
-
-    monkeypatch.setattr(backends, "_gpu_driver", lambda: True)
-    monkeypatch.setattr(_torch, "default_device", lambda: "cuda")
-    assert backends._torch_on_gpu(None)
-    assert not backends._torch_on_gpu("cpu")
-    monkeypatch.setattr(_torch, "default_device", lambda: "cpu")
-    assert not backends._torch_on_gpu(None)
+    monkeypatch.setattr(loading, "_gpu_driver", lambda: True)
+    monkeypatch.setattr("rerank_plugins.backends.torch.default_device", lambda: "cuda")
+    assert loading._torch_on_gpu(None)
+    assert not loading._torch_on_gpu("cpu")
+    monkeypatch.setattr("rerank_plugins.backends.torch.default_device", lambda: "cpu")
+    assert not loading._torch_on_gpu(None)
 
 
 def test_without_torch_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import rerank_plugins.backends as backends
-
-    monkeypatch.setattr(backends, "_has_torch", lambda: False)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModelLoadError, match=r'pip install "rerank-plugins\[torch\]".*rerank-plugins convert'):
         Reranker(tiny("electra")).prepare()
 
@@ -382,7 +375,7 @@ def test_an_instruction_reaches_a_causal_model_as_its_system_prompt() -> None:
 def test_a_causal_model_without_a_reranking_template_gets_the_published_prompt(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    plain = tmp_path / "plain"
+    plain = tmp_path / "Qwen3-Reranker-0.6B"
     shutil.copytree(tiny("causal-qwen3"), plain)
     (plain / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content if m.role == 'user' }}{% endfor %}")
     ours = Reranker(plain).logits("the query", ["the text"])[0]

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from rerank_plugins import Reranker
 from rerank_plugins.backends._merge import Cancellation, Cancelled, SharedBatches, cancellation
-from rerank_plugins.backends._tokenize import EncodedPair, PairEncoder
+from rerank_plugins.backends._pairs import EncodedPair, PairEncoder
 from rerank_plugins.backends.base import Batch, LocalBackend
 from rerank_plugins.batching import BatchCost
 from rerank_plugins.errors import InputError, ScoringError

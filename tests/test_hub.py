@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from checkpoints import QUERY, TEXTS, tiny
 from hub import Hub
+from loader import Loader
 from test_backends import converted
 
 from rerank_plugins import Reranker
@@ -113,3 +115,89 @@ def test_an_unknown_repository_is_named(hub: Hub, tmp_path: Path) -> None:
     answer, _ = ask(tmp_path / "home", hub.url, "test/nowhere")
     assert answer[0] == "ModelLoadError"
     assert "'test/nowhere' is neither a local directory nor a repository" in str(answer[1])
+
+
+# -- what goes wrong on the way -----------------------------------------------------------------------------------
+
+
+class FaultyHub(Hub):
+    """A hub that answers as `fault` says instead of what was asked for."""
+
+    fault: str | None = None
+
+    def _find(self, path: str) -> tuple[int, bytes, dict[str, str]]:
+        if self.fault is None or (self.fault == "breaks off" and not path.endswith(".safetensors")):
+            return super()._find(path)
+        if self.fault == "a login page":
+            return 200, b"<html>Please log in</html>", {"Content-Type": "text/html"}
+        if self.fault == "breaks off":
+            status, content, headers = super()._find(path)
+            # Half of what was announced.
+            return status, content[: len(content) // 2], {**headers, "Content-Length": str(len(content))}
+        return int(self.fault), b"{}", {}
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[FaultyHub]:
+    with FaultyHub({"test/plain": {"main": Path(tiny("electra"))}}) as running:
+        yield running
+
+
+FAULTS = {
+    "401": "does not accept the access token",
+    "403": "access is refused",
+    "407": "the proxy wants a login",
+    "429": "too many requests",
+    "503": "status 503",
+    "a login page": "what answered is not the Hub",
+    "breaks off": "the Hub",
+}
+
+
+def test_errors_of_the_hub_are_told_and_a_copy_in_the_cache_is_used(faulty: FaultyHub, tmp_path: Path) -> None:
+    loader = Loader(tmp_path / "home", faulty.url)
+    loader.environment |= {"HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2"}
+    try:
+        for fault, message in FAULTS.items():
+            faulty.fault = fault
+            found = loader.ask("test/plain", QUERY, TEXTS[:1], backend="torch")
+            assert found["error"] == "ModelLoadError", (fault, found)
+            assert message in found["message"], (fault, found)
+            assert "'test/plain'" in found["message"]
+        faulty.fault = None
+        right = loader.ask("test/plain", QUERY, TEXTS[:1], backend="torch", precision="fp32")
+        for threads, fault in enumerate(FAULTS, start=2):
+            faulty.fault = fault
+            # Another number of threads is another load.
+            found = loader.ask("test/plain", QUERY, TEXTS[:1], backend="torch", precision="fp32", threads=threads)
+            assert found.get("logits") == pytest.approx(right["logits"], abs=1e-6), (fault, found)
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"HTTPS_PROXY": "http://127.0.0.1:{port}"}, "the proxy refuses"),
+        ({"HTTPS_PROXY": "socks5://127.0.0.1:{port}"}, "socksio|cannot be reached"),
+        ({"HF_HOME": "{file}/below"}, "the Hub's cache cannot be written"),
+    ],
+)
+def test_faults_of_this_machine_are_told(
+    environment: dict[str, str], message: str, faulty: FaultyHub, tmp_path: Path
+) -> None:
+    faulty.fault = None
+    file = tmp_path / "file"
+    file.touch()
+    proxied = "HTTPS_PROXY" in environment
+    loader = Loader(tmp_path / "home", "https://hub.invalid" if proxied else faulty.url)
+    port = faulty.url.rpartition(":")[2]
+    loader.environment |= {name: value.format(port=port, file=file) for name, value in environment.items()}
+    loader.environment.pop("NO_PROXY", None)
+    loader.environment.pop("no_proxy", None)
+    try:
+        found = loader.ask("test/plain", QUERY, TEXTS[:1], backend="torch")
+    finally:
+        loader.close()
+    assert found["error"] == "ModelLoadError", found
+    assert re.search(message, found["message"]), found

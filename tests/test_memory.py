@@ -10,7 +10,7 @@ import pytest
 from checkpoints import tiny
 from harness import _engines
 
-from rerank_plugins.backends import _onnx
+from rerank_plugins.backends import openvino as engines
 from rerank_plugins.conversion import convert
 
 pytestmark = pytest.mark.skipif(_engines.peak_bytes() is None, reason="this system does not tell a process's memory")
@@ -53,7 +53,7 @@ def test_ever_other_shapes_take_less_memory_on_openvino_than_it_takes_by_itself(
     def grown(kernels: int) -> int:
         first = (
             "import numpy as np\n"
-            "import rerank_plugins.backends._onnx as engines\n"
+            "import rerank_plugins.backends.openvino as engines\n"
             "from rerank_plugins import Reranker\n"
             "from rerank_plugins.backends.base import Batch\n"
             f"engines.SHAPE_CACHE = {kernels}\n"
@@ -65,4 +65,4 @@ def test_ever_other_shapes_take_less_memory_on_openvino_than_it_takes_by_itself(
         )
         return growth(first, "[run(*shape) for shape in shapes[100:]]")
 
-    assert grown(_onnx.SHAPE_CACHE) < 0.7 * grown(5000)
+    assert grown(engines.SHAPE_CACHE) < 0.7 * grown(5000)

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 from rerank_plugins import models
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
-from rerank_plugins.backends._files import ModelFiles, converted_directory, resolve
+from rerank_plugins.backends._files import ModelFiles, converted_directory
+from rerank_plugins.backends.checkpoint import Checkpoint
+from rerank_plugins.backends.load import open_weights
 from rerank_plugins.conversion import convert
 from rerank_plugins.conversion._convert import silent
 from rerank_plugins.errors import ConfigurationError
@@ -79,16 +81,17 @@ def prepare_model(
     """
     if model is None:
         progress("making a model", 0.0)
-        files = ModelFiles(_seeded(work / "source"), DEFAULT_NAME)
+        found = Checkpoint(ModelFiles(_seeded(work / "source"), DEFAULT_NAME))
     elif model == models.BUNDLED_NAME:
-        files = ModelFiles(models.bundled_directory(), model)
+        found = Checkpoint(ModelFiles(models.bundled_directory(), model))
     elif _is_graph_only(Path(model).expanduser()):
-        files = ModelFiles(Path(model).expanduser(), model)
+        found = Checkpoint(ModelFiles(Path(model).expanduser(), model))
     else:
-        files = resolve(model, revision=None, torch=True, precision="fp32")
-    if files.is_causal or len(files.labels) != 1:
+        found = open_weights(model)
+    files, labels = found.files, found.labels or ("LABEL_0",)
+    if found.is_causal or len(labels) != 1:
         raise ConfigurationError(
-            f"{files.name!r} is {'a causal language model' if files.is_causal else f'a head of {files.labels}'}: "
+            f"{found.name!r} is {'a causal language model' if found.is_causal else f'a head of {labels}'}: "
             "expected a cross-encoder with one logit, which is what all contenders can load."
         )
     has_checkpoint = any(files.path.glob("*.safetensors"))
@@ -106,12 +109,12 @@ def prepare_model(
             model or str(files.path), kept.with_name(kept.name + "-int8"), int8=True, progress=progress
         )
         _link(quantised / "model.onnx", target / "model_int8.onnx")
-    for found in [*source.glob("model.onnx*"), *source.glob("onnx/model.onnx*")]:
-        if not (target / found.name).exists():
-            _link(found, target / found.name)
-    max_length = min(files.limit, MAX_LENGTH)
-    _write_settings(files, source, target, max_length)
-    return Model(target, files.name, files.config, max_length, has_checkpoint)
+    for file in [*source.glob("model.onnx*"), *source.glob("onnx/model.onnx*")]:
+        if not (target / file.name).exists():
+            _link(file, target / file.name)
+    max_length = min(found.limit(), MAX_LENGTH)
+    _write_settings(found, source, target, max_length)
+    return Model(target, found.name, found.config.values, max_length, has_checkpoint)
 
 
 def _is_graph_only(path: Path) -> bool:
@@ -124,23 +127,23 @@ def _converted(model: str, kept: Path, *, int8: bool, progress: Callable[[str, f
     return kept
 
 
-def _write_settings(files: ModelFiles, source: Path, target: Path, max_length: int) -> None:
+def _write_settings(found: Checkpoint, source: Path, target: Path, max_length: int) -> None:
     """The settings that contenders read, so that all cut and pad alike."""
     tokenizer_file = next(
-        path / "tokenizer.json" for path in (files.path, source) if (path / "tokenizer.json").exists()
+        path / "tokenizer.json" for path in (found.files.path, source) if (path / "tokenizer.json").exists()
     )
     content = json.loads(tokenizer_file.read_text(encoding="utf-8"))
     content["truncation"] = content["padding"] = None
     (target / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    settings = dict(files.tokenizer_config)
+    settings = dict(found.tokenizer_config.values)
     settings["model_max_length"] = max_length
     settings.pop("max_length", None)
     _write(target / "tokenizer_config.json", settings)
     named = {key: settings[key] for key in _SPECIAL if settings.get(key)}
     tokens = {key: token["content"] if isinstance(token, dict) else token for key, token in named.items()}
     _write(target / "special_tokens_map.json", tokens)
-    pad_id = files.pad_id(Tokenizer.from_str(json.dumps(content)))
-    _write(target / "config.json", {**files.config, "pad_token_id": pad_id})
+    pad_id = found.encoder(Tokenizer.from_str(json.dumps(content))).pad_id
+    _write(target / "config.json", {**found.config.values, "pad_token_id": pad_id})
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins.backends._merge import SharedBatches
-from rerank_plugins.backends._tokenize import EncodedPair, PairEncoder
+from rerank_plugins.backends._pairs import EncodedPair, PairEncoder
 from rerank_plugins.batching import BatchCost
 from rerank_plugins.errors import InputError, ScoringError
 
-__all__ = ["Backend", "Batch", "LocalBackend", "Pair", "PairLogits", "PairScorer", "as_backend"]
+__all__ = ["Backend", "Batch", "LocalBackend", "Pair", "PairLogits", "PairScorer", "as_backend", "collate"]
 
 Pair = tuple[str, str]
 """A query and a text."""
@@ -181,24 +181,29 @@ class LocalBackend(Backend):
         return PairLogits(logits, truncated)
 
     def collate(self, pairs: Sequence[EncodedPair], step: int = 1) -> Batch:
-        """Pad pairs to the longest one of them, and on to a multiple of `step` tokens if the model takes so many."""
-        longest = max(len(pair.ids) for pair in pairs)
-        width = max(longest, min(-(-longest // step) * step, self.max_length))
-        shape = (len(pairs), width)
-        ids = np.full(shape, self.encoder.pad_id, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        types = np.full(shape, self.encoder.pad_type_id, dtype=np.int64)
-        for row, pair in enumerate(pairs):
-            n = len(pair.ids)
-            place = slice(width - n, width) if self.encoder.pad_left else slice(0, n)
-            ids[row, place] = pair.ids
-            mask[row, place] = 1
-            types[row, place] = pair.type_ids
-        return Batch(ids, mask, types)
+        """Pad pairs; see `collate`."""
+        return collate(self.encoder, pairs, step)
 
     def token_offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Start and end character of each token of each text, without special tokens."""
         return self.encoder.offsets(texts)
+
+
+def collate(encoder: PairEncoder, pairs: Sequence[EncodedPair], step: int = 1) -> Batch:
+    """Pad pairs to the longest one of them, and on to a multiple of `step` tokens if the model takes so many."""
+    longest = max(len(pair.ids) for pair in pairs)
+    width = max(longest, min(-(-longest // step) * step, encoder.max_length))
+    shape = (len(pairs), width)
+    ids = np.full(shape, encoder.pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    types = np.full(shape, encoder.pad_type_id, dtype=np.int64)
+    for row, pair in enumerate(pairs):
+        n = len(pair.ids)
+        place = slice(width - n, width) if encoder.pad_left else slice(0, n)
+        ids[row, place] = pair.ids
+        mask[row, place] = 1
+        types[row, place] = pair.type_ids
+    return Batch(ids, mask, types)
 
 
 def as_backend(scorer: Any) -> Backend:

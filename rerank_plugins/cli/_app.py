@@ -22,6 +22,7 @@ from rerank_plugins.cli._calibrate import calibrate
 from rerank_plugins.cli._convert import convert
 from rerank_plugins.cli._demo import demo
 from rerank_plugins.cli._evaluate import evaluate
+from rerank_plugins.cli._inspect import inspect
 from rerank_plugins.cli._mine import mine
 from rerank_plugins.cli._models import models
 from rerank_plugins.cli._rank import rank
@@ -119,7 +120,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, rank, models, evaluate, benchmark, calibrate, convert, mine, train, train_retriever):
+for command in (demo, rank, models, inspect, evaluate, benchmark, calibrate, convert, mine, train, train_retriever):
     app.command(cls=_Command)(command)
 
 

@@ -19,7 +19,13 @@ def convert(
         Path | None,
         typer.Argument(help='A new directory. If not given, the user cache, where backend "auto" finds the graph.'),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Store the weights in int8: a quarter of the size.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Compute in int8: faster, a quarter of the size.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help='With --int8: pairs like yours, JSON Lines with "query" and "text". Otherwise built-in ones.'
+        ),
+    ] = None,
     revision: Revision = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -28,26 +34,28 @@ def convert(
 
     The scores of the graph are compared with those of the checkpoint before anything is written.
     """
-    from rerank_plugins.backends._files import converted_directory, resolve
+    from rerank_plugins.backends._files import converted_directory
+    from rerank_plugins.backends.load import open_weights
     from rerank_plugins.cli._progress import bar
     from rerank_plugins.conversion import convert as convert_model
 
     with bar("Converting") as tell:
         where = out
         if where is None:
-            files = resolve(model, revision=revision, torch=True, precision="fp32", code=trust_remote_code)
-            where = converted_directory(files)
+            checkpoint = open_weights(model, revision=revision, trust_remote_code=trust_remote_code)
+            where = converted_directory(checkpoint.files)
         report = convert_model(
             model,
             where,
             int8=int8,
+            calibrate=calibrate,
             revision=revision,
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
             progress=tell,
         )
     echo(
-        f"{report.path}: model.onnx with {report.weights} weights, {report.bytes / 1e6:.1f} MB\n"
+        f"{report.path}: model.onnx, {report.weights}, {report.bytes / 1e6:.1f} MB\n"
         f"compared with {report.source} on {report.pairs} pairs: largest difference of logits "
         f"{report.max_difference:.2g}, rank correlation {report.rank_correlation:.4f}"
     )

@@ -19,12 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_plugins._engines import onnxruntime
 from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import read_as_umask_says, writable_directory
-from rerank_plugins.backends._files import ModelFiles, resolve
+from rerank_plugins._quiet import no_progress_bars
+from rerank_plugins.backends import _int8
+from rerank_plugins.backends._pairs import PairEncoder
+from rerank_plugins.backends.base import collate
+from rerank_plugins.backends.checkpoint import Checkpoint
+from rerank_plugins.backends.load import open_weights
 from rerank_plugins.conversion._first_token import first_token_only
-from rerank_plugins.conversion._weights import int8_weights, store
-from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError, ScoringError
+from rerank_plugins.conversion._weights import store
+from rerank_plugins.errors import ConfigurationError, ModelLoadError, ScoringError
 
 __all__ = ["ConversionReport", "convert", "silent"]
 
@@ -90,6 +96,7 @@ def convert(
     out_dir: str | os.PathLike[str],
     *,
     int8: bool = False,
+    calibrate: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     opset: int = 18,
@@ -103,13 +110,16 @@ def convert(
     activation. The directory also gets the tokenizer and a ``config.json``; every backend and both adapters
     take it as a model.
 
-    Weights in int8 are a quarter of the size, and float again when computing. Activations are never rounded:
-    their scale would be taken over the whole batch, and a score would depend on what else is in it.
+    An int8 graph is a quarter of the size and the faster one on every processor with integer products of bytes. Its
+    scales are constants, found over calibration texts, so that a score depends neither on its batch nor on the engine:
+    ONNX Runtime and OpenVINO run the same file.
 
     Args:
         model: A local directory or a Hub id of a sequence-classification cross-encoder.
         out_dir: Where to put it. It appears only when all is done and checked.
-        int8: Store the weights in int8, each output channel with its own scale.
+        int8: Store weights and multiply them in int8, each output channel with its own scale.
+        calibrate: JSON Lines with ``"query"`` and ``"text"``: pairs like yours, to find the ranges of activations with.
+            None takes texts of this package, of many kinds.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run the repository's own Python code.
         opset: ONNX operator set.
@@ -120,7 +130,8 @@ def convert(
         What was made, and the measured differences.
 
     Raises:
-        ConfigurationError: If ``out_dir`` has files in it, or the model is a causal language model.
+        ConfigurationError: If ``out_dir`` has files in it, the model is a causal language model, or the calibration
+            texts are unreadable or too few.
         MissingDependencyError: If the extra ``train`` is not installed.
         ModelLoadError: If the model cannot be loaded or exported.
         ScoringError: If the graph does not score as its source does.
@@ -130,6 +141,9 @@ def convert(
         raise ConfigurationError(f"{out} is not a directory. Give a directory that is empty or not there yet.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ConfigurationError(f"{out} is not empty. Give another directory, or overwrite=True to replace it.")
+    if calibrate is not None and not int8:
+        raise ConfigurationError("calibrate has texts to find the scales of int8 with: give int8=True as well.")
+    texts = _int8.calibration_pairs(calibrate) if int8 else []
     for module in ("torch", "sentence_transformers", "onnx"):
         import_extra(module, "train")
     writable_directory(out.parent)
@@ -137,24 +151,24 @@ def convert(
 
     tell("load", 0.0)
     name = os.fspath(model)
-    files = resolve(name, revision=revision, torch=True, precision="fp32", code=trust_remote_code)
-    if files.is_causal:
+    checkpoint = open_weights(name, revision=revision, trust_remote_code=trust_remote_code)
+    if checkpoint.is_causal:
         raise ConfigurationError(
             f"{name!r} is a causal language model, scored by its next token; there is no such ONNX graph "
             "here. Use it with backend='torch'."
         )
-    source = _load(files, trust_remote_code)
+    source = _load(checkpoint, trust_remote_code)
 
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         graph = work / "model.onnx"
         tell("export", 0.2)
-        inputs, exporter = _export(source, graph, opset, files.limit)
+        inputs, exporter = _export(source, graph, opset)
         if int8:
             tell("int8", 0.6)
-            int8_weights(graph)
+            _round(source, graph, texts)
         tell("check", 0.7)
-        pairs, difference, correlation, n_labels = _check(source, graph, inputs, files.limit)
+        pairs, difference, correlation, n_labels = _check(source, graph, inputs)
         _judge(int8, name, pairs, difference, correlation)
         tell("write", 0.95)
         report = ConversionReport(
@@ -169,11 +183,9 @@ def convert(
             rank_correlation=correlation,
             exporter=exporter,
         )
-        _write_config(source, files, work, report)
+        _write_config(source, work, report)
         _write_tokenizer(source, work)
-        prompts = files.path / "config_sentence_transformers.json"
-        if prompts.is_file():
-            shutil.copy(prompts, work)
+        _write_settings(source, work)
         read_as_umask_says(work)
         _replace(work, out)
     except BaseException:
@@ -183,47 +195,56 @@ def convert(
     return report
 
 
-def _load(files: ModelFiles, trust_remote_code: bool) -> Any:
-    from rerank_plugins.backends._late_interaction import load_cross_encoder
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The model to convert, and what it reads."""
+
+    checkpoint: Checkpoint
+    model: Any
+    encoder: PairEncoder
+    names: tuple[str, ...]
+    """The inputs that it takes."""
+
+
+def _load(checkpoint: Checkpoint, trust_remote_code: bool) -> _Source:
+    from rerank_plugins.backends.cross_encoder import can_pad, load_checked, reading
 
     torch = import_extra("torch", "train")
-    try:
-        model = load_cross_encoder(
-            files.path,
+    with no_progress_bars():
+        model = load_checked(
+            checkpoint,
             device="cpu",
             trust_remote_code=trust_remote_code,
             # The plain attention: the fused ones bring branches on the mask that a graph cannot hold.
             model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
         )
-    except RerankError:
-        raise
-    except Exception as error:
-        raise ModelLoadError(f"{files.name!r} could not be loaded as a cross-encoder: {error}") from error
-    return model.eval()
+    if not can_pad(model):
+        raise ModelLoadError(
+            f"{checkpoint.name!r} has no padding token, so that a graph of it could not score several pairs at once. "
+            "Name one as pad_token in tokenizer_config.json."
+        )
+    tokenizer, prompt = reading(checkpoint, model)
+    taken = model[0].tokenizer.model_input_names
+    names = tuple(name for name in ("input_ids", "attention_mask", "token_type_ids") if name in taken)
+    return _Source(checkpoint, model.eval(), checkpoint.encoder(tokenizer, prompt=prompt), names)
 
 
-def _encode(source: Any, pairs: Sequence[tuple[str, str]], limit: int) -> dict[str, Any]:
+def _encode(source: _Source, pairs: Sequence[tuple[str, str]], limit: int) -> dict[str, Any]:
     """Tensors of one batch, padded to its longest pair."""
-    tokenizer = source[0].tokenizer
-    encoded = tokenizer(
-        [query for query, _ in pairs],
-        [text for _, text in pairs],
-        truncation="only_second",
-        max_length=limit,
-        padding=True,
-        return_tensors="pt",
-    )
-    return {key: value for key, value in encoded.items() if key in tokenizer.model_input_names}
-
-
-def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str], str]:
     torch = import_extra("torch", "train")
-    names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in source[0].tokenizer.model_input_names]
+    encoder = source.encoder.configured(max_length=min(limit, source.encoder.limit), instruction=None)
+    batch = collate(encoder, encoder.encode(pairs))
+    return {name: torch.from_numpy(getattr(batch, name)) for name in source.names}
+
+
+def _export(source: _Source, graph: Path, opset: int) -> tuple[list[str], str]:
+    torch = import_extra("torch", "train")
+    names, model = list(source.names), source.model
 
     class Flat(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.parts = torch.nn.ModuleList(source)
+            self.parts = torch.nn.ModuleList(model)
 
         def forward(self, *tensors: Any) -> Any:
             features = dict(zip(names, tensors, strict=True))
@@ -238,7 +259,7 @@ def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str]
     failures = []
     for exporter in ("torchscript", "dynamo"):
         try:
-            with silent(), first_token_only(source):
+            with silent(), first_token_only(model):
                 if exporter == "torchscript":
                     shapes = {"dynamic_axes": axes, "dynamo": False}
                 else:
@@ -255,7 +276,7 @@ def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str]
                 )
             _compact(graph)
             # A graph that loads and takes another shape than the example's: a trace can freeze either.
-            other = _encode(source, [(_QUERIES[2], _TEXTS[2]), (_QUERIES[0], _TEXTS[7]), ("a", "b")], min(limit, 512))
+            other = _encode(source, [(_QUERIES[2], _TEXTS[2]), (_QUERIES[0], _TEXTS[7]), ("a", "b")], 512)
             _run(_session(graph), names, other)
             return names, exporter
         except Exception as error:
@@ -263,6 +284,15 @@ def _export(source: Any, graph: Path, opset: int, limit: int) -> tuple[list[str]
             for leftover in graph.parent.iterdir():
                 leftover.unlink()
     raise ModelLoadError("The model could not be exported to ONNX. " + " | ".join(failures))
+
+
+def _round(source: _Source, graph: Path, texts: Sequence[tuple[str, str]]) -> None:
+    """Puts the int8 graph in the place of a float32 one."""
+    batches = [_encode(source, [pair], source.encoder.limit) for pair in texts]
+    content = _int8.quantised(graph, [{name: batch[name].numpy() for name in source.names} for batch in batches])
+    for leftover in graph.parent.iterdir():
+        leftover.unlink()
+    graph.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -300,14 +330,12 @@ def _compact(graph: Path) -> None:
 
 
 def _session(graph: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    runtime = onnxruntime()
+    options = runtime.SessionOptions()
     options.log_severity_level = 4
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
     # Waiting threads that spin slow down everything else on the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, names: Sequence[str], batch: dict[str, Any]) -> NDArray[np.float32]:
@@ -329,20 +357,28 @@ def _batches(limit: int) -> list[list[tuple[str, str]]]:
     ]
 
 
-def _check(source: Any, graph: Path, names: Sequence[str], limit: int) -> tuple[int, float, float, int]:
+def _check(source: _Source, graph: Path, names: Sequence[str]) -> tuple[int, float, float, int]:
     torch = import_extra("torch", "train")
     session = _session(graph)
     ours, theirs = [], []
     # Beyond this the comparison takes minutes, and nothing new happens.
-    longest = min(limit, 1024)
+    longest = min(source.encoder.limit, 1024)
     for pairs in _batches(longest):
         batch = _encode(source, pairs, longest)
         features = dict(batch)
-        with torch.inference_mode():
-            for module in source:
-                features = module(features)
+        try:
+            with torch.inference_mode():
+                for module in source.model:
+                    features = module(features)
+            ours.append(_run(session, names, batch))
+        except Exception as error:
+            shape = tuple(batch["input_ids"].shape)
+            raise ScoringError(
+                f"{source.checkpoint.name!r} fails on a batch of shape {shape}: {str(error)[:500]}. Where that is too "
+                "long, the model takes fewer tokens than its configuration says: set model_max_length in "
+                "tokenizer_config.json."
+            ) from error
         theirs.append(features["scores"].float().numpy())
-        ours.append(_run(session, names, batch))
     expected, found = np.concatenate(theirs), np.concatenate(ours)
     if not np.isfinite(found).all():
         raise ScoringError("The exported graph gives logits that are not finite. The model was not converted.")
@@ -381,9 +417,10 @@ def _judge(int8: bool, name: str, pairs: int, difference: float, correlation: fl
         )
 
 
-def _write_config(source: Any, files: ModelFiles, work: Path, report: ConversionReport) -> None:
-    config = dict(files.config)
-    live = source[0].auto_model.config
+def _write_config(source: _Source, work: Path, report: ConversionReport) -> None:
+    # Code of the source's own has no part in a graph.
+    config = {key: value for key, value in source.checkpoint.config.values.items() if key != "auto_map"}
+    live = source.model[0].auto_model.config
     labels = {int(key): str(value) for key, value in (getattr(live, "id2label", None) or {}).items()}
     if len(labels) != report.n_labels:
         labels = {i: f"LABEL_{i}" for i in range(report.n_labels)}
@@ -391,12 +428,12 @@ def _write_config(source: Any, files: ModelFiles, work: Path, report: Conversion
     config["label2id"] = {value: key for key, value in labels.items()}
     config["num_labels"] = report.n_labels
     for key in ("max_position_embeddings", "pad_token_id", "model_type"):
-        if getattr(live, key, None) is not None:
-            config.setdefault(key, getattr(live, key))
+        if config.get(key) is None and getattr(live, key, None) is not None:
+            config[key] = getattr(live, key)
     config["rerank_plugins"] = {
         "weights": report.weights,
         "source": Path(report.source).name if Path(report.source).exists() else report.source,
-        "max_length": files.limit,
+        "max_length": source.encoder.limit,
         "inputs": list(report.inputs),
         "checked": {
             "pairs": report.pairs,
@@ -407,12 +444,28 @@ def _write_config(source: Any, files: ModelFiles, work: Path, report: Conversion
     (work / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(source: Any, work: Path) -> None:
-    tokenizer = source[0].tokenizer
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        raise ModelLoadError("The model has no fast tokenizer (tokenizer.json), which the onnx backend needs.")
+def _write_settings(source: _Source, work: Path) -> None:
+    """What sentence-transformers keeps beside the configuration: prompts, and whether pairs go through a template."""
+    checkpoint = source.checkpoint
+    settings = {**checkpoint.settings.values} if checkpoint.saved else {}
+    if not checkpoint.takes_messages:
+        settings.pop("modality_config", None)
+    elif "message" not in settings.get("modality_config", {}):
+        settings["modality_config"] = {"message": {"method": "forward", "method_output_name": "logits"}}
+    if settings:
+        (work / "sentence_bert_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    prompts = checkpoint.files.path / "config_sentence_transformers.json"
+    if checkpoint.default_prompt is not None:
+        shutil.copy(prompts, work)
+
+
+def _write_tokenizer(source: _Source, work: Path) -> None:
+    tokenizer = source.model[0].tokenizer
     tokenizer.save_pretrained(str(work))
+    published = source.checkpoint.files.path / source.checkpoint.folder / "tokenizer.json"
+    if published.is_file():
+        # transformers writes one that it has rebuilt, which may make other tokens.
+        shutil.copy(published, work / "tokenizer.json")
     # Settings of the last call are saved too; who loads the file sets their own.
     path = work / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))

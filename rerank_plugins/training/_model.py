@@ -9,7 +9,8 @@ from typing import Any
 from rerank_plugins import models
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
-from rerank_plugins.backends.load import load_checked, open_weights
+from rerank_plugins.backends._weights import why_no_head
+from rerank_plugins.backends.load import open_weights
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 
@@ -31,6 +32,8 @@ def start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
         ModelLoadError: It cannot be loaded.
     """
     torch = import_extra("torch", "train")
+    from rerank_plugins.backends.cross_encoder import load_checked
+
     torch.manual_seed(seed)
     checkpoint = open_weights(str(models.bundled_checkpoint() if trunk in (None, BUNDLED) else trunk))
     if checkpoint.is_causal:
@@ -39,7 +42,7 @@ def start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
             "cross-encoder with one logit."
         )
     eager = {"attn_implementation": "eager"}
-    if checkpoint.why_no_head() is not None:
+    if why_no_head(checkpoint) is not None:
         return _with_fresh_head(checkpoint.files.path, eager)
     model = load_checked(checkpoint, device="cpu", model_kwargs=eager)
     if model.num_labels != 1:
@@ -68,7 +71,7 @@ def miner_of(trunk: str | os.PathLike[str] | None) -> Path:
     """The bi-encoder that mines beside a model: the trunk, where it is an encoder without a head; else all-MiniLM."""
     if trunk not in (None, BUNDLED):
         checkpoint = open_weights(str(trunk))
-        if checkpoint.why_no_head() is not None and not checkpoint.is_causal:
+        if why_no_head(checkpoint) is not None and not checkpoint.is_causal:
             return checkpoint.files.path
     return minilm_directory("train")
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
-from rerank_plugins.backends._files import resolve
+from rerank_plugins.backends.load import open_weights
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 from rerank_plugins.evaluation._beir import score_texts
 from rerank_plugins.reranker import Reranker
@@ -75,7 +75,7 @@ def open_teacher(model: Model, miner: Path, device: str | None = None) -> Teache
         name = os.fspath(model)
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            folder = resolve(name, revision=None, torch=True, precision="fp32").path
+            folder = open_weights(name).files.path
         if is_bi_encoder(folder):
             return Teacher(f"cosines of {name}", _cosines(*sentence_encoders(folder, device)), COSINE_TEMPERATURE)
     reranker = as_reranker(model, device)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from rerank_plugins._texts import scorable
+from rerank_plugins.backends._prompts import Render
 from rerank_plugins.errors import ConfigurationError, InputError
 
 __all__ = ["EncodedPair", "PairEncoder"]
@@ -40,7 +41,7 @@ class PairEncoder:
         pad_id: Token id of padding.
         pad_type_id: Segment id of padding.
         pad_left: Pad before the tokens instead of after them (causal models).
-        render: Turns (query, text) into one prompt, for models that read a chat template instead of a pair.
+        render: Turns (query, text) pairs into prompts, for models that read a chat template instead of a pair.
         suffix_ids: Tokens that end every rendered prompt and that truncation must keep.
         instruction: Put before the query (pairs) or given to `render`.
 
@@ -57,7 +58,7 @@ class PairEncoder:
         pad_id: int = 0,
         pad_type_id: int = 0,
         pad_left: bool = False,
-        render: Callable[[str, str, str | None], str] | None = None,
+        render: Render | None = None,
         suffix_ids: Sequence[int] = (),
         instruction: str | None = None,
     ) -> None:
@@ -139,7 +140,7 @@ class PairEncoder:
 
     def _encode_rendered(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         assert self.render is not None
-        prompts = [self.render(scorable(query), scorable(text), self.instruction) for query, text in pairs]
+        prompts = self.render([(scorable(query), scorable(text)) for query, text in pairs], self.instruction)
         # The template writes its special tokens itself.
         encodings = _in_parts(partial(self.tokenizer.encode_batch_fast, add_special_tokens=False), prompts)
         result = []
@@ -149,7 +150,7 @@ class PairEncoder:
             truncated = len(ids) > self.max_length
             if truncated:
                 if query not in fixed:
-                    bare = self.render(scorable(query), "", self.instruction)
+                    (bare,) = self.render([(scorable(query), "")], self.instruction)
                     fixed[query] = len(self.tokenizer.encode(bare, add_special_tokens=False).ids)
                 if fixed[query] >= self.max_length:
                     raise _query_too_long(query, fixed[query], self.max_length)

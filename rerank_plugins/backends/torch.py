@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from rerank_plugins._extras import import_extra
-from rerank_plugins.backends._files import ModelFiles
-from rerank_plugins.backends._tokenize import PairEncoder
+from rerank_plugins._quiet import no_progress_bars
+from rerank_plugins.backends._weights import check_says
 from rerank_plugins.backends.base import Batch, LocalBackend
-from rerank_plugins.errors import ConfigurationError, ModelLoadError, ScoringError
+from rerank_plugins.backends.checkpoint import Checkpoint
+from rerank_plugins.backends.load import fetch_weights
+from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, ScoringError
+from rerank_plugins.settings import Settings
 
-__all__ = ["TorchBackend"]
+__all__ = ["TorchBackend", "default_device", "load", "plan"]
 
 CPU_TOKEN_BUDGET = 2048
 CPU_BATCH_COST = 128
@@ -24,40 +27,76 @@ CPU_BATCH_COST = 128
 GPU_TOKEN_BUDGETS = (8_192, 262_144)
 """Smallest and largest batch on a GPU, in tokens."""
 
-_QWEN3_SYSTEM = (
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
-    'Note that the answer can only be "yes" or "no".'
-)
-_QWEN3_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-_GEMMA_INSTRUCTION = (
-    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
-    "prediction of either 'Yes' or 'No'."
-)
+_DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def _render_qwen3(query: str, text: str, instruction: str | None) -> str:
-    """The prompt of the Qwen3-Reranker model cards."""
-    return (
-        f"<|im_start|>system\n{_QWEN3_SYSTEM}<|im_end|>\n<|im_start|>user\n"
-        f"<Instruct>: {instruction or _QWEN3_INSTRUCTION}\n<Query>: {query}\n<Document>: {text}<|im_end|>\n"
-        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+def plan(checkpoint: Checkpoint, settings: Settings) -> tuple[Checkpoint, None, str]:
+    """Whether PyTorch can run a model, as far as its files and the installed packages tell.
+
+    Returns:
+        The model, None for there is no graph, and the precision.
+
+    Raises:
+        RerankError: It cannot; the message says why.
+    """
+    if settings.precision not in _DTYPES:
+        raise ConfigurationError(
+            f"precision={settings.precision!r} does not exist on the torch backend: expected 'fp32', 'bf16', 'fp16' or "
+            "'auto'. For int8, convert the model (rerank-plugins convert MODEL OUT --int8) and use backend='onnx'."
+        )
+    check_says(checkpoint, trust_remote_code=settings.trust_remote_code)
+    import_extra("sentence_transformers", "torch")
+    if (kind := checkpoint.adapter_config.text("base_model_name_or_path")) and importlib.util.find_spec("peft") is None:
+        raise MissingDependencyError(
+            f"{checkpoint.name!r} is an adapter (LoRA) of {kind!r}, which needs peft. Install it with: pip install peft"
+            "   or merge it once where that is installed: merge_and_unload(), then save_pretrained(DIR).",
+            name="peft",
+        )
+    _check_own_code(checkpoint, settings)
+    sentencepiece = [name for name in checkpoint.files.names if name.endswith((".model", ".vocab"))]
+    has_fast = checkpoint.folder_has("tokenizer.json")
+    if sentencepiece and not has_fast and importlib.util.find_spec("sentencepiece") is None:
+        raise MissingDependencyError(
+            f"{checkpoint.name!r} has its tokenizer as {sentencepiece[0]} alone, which needs sentencepiece. Install it "
+            "with: pip install sentencepiece protobuf",
+            name="sentencepiece",
+        )
+    if has_fast:
+        checkpoint.prompt(checkpoint.tokenizer())
+    return checkpoint, None, "fp32" if settings.precision == "auto" else settings.precision
+
+
+def _check_own_code(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Refuse a model that only its own code can make, before its weights are fetched."""
+    import transformers
+
+    if settings.trust_remote_code or not checkpoint.config.mapping("auto_map"):
+        return
+    if checkpoint.model_type is None or not hasattr(transformers, checkpoint.architecture or "AutoModel"):
+        raise ModelLoadError(
+            f"{checkpoint.name!r} ({checkpoint.architecture or 'no architecture'}) brings its own code: read it, then "
+            "pass trust_remote_code=True."
+        )
+
+
+def load(checkpoint: Checkpoint, settings: Settings) -> TorchBackend:
+    """Load the model on PyTorch; see `plan`."""
+    plan(checkpoint, settings)
+    fetch_weights(checkpoint, trust_remote_code=settings.trust_remote_code)
+    return TorchBackend(
+        checkpoint,
+        device=settings.device,
+        precision=settings.precision,
+        trust_remote_code=settings.trust_remote_code,
+        threads=settings.threads,
     )
-
-
-def _render_gemma(query: str, text: str, instruction: str | None) -> str:
-    """The prompt of the bge-reranker-v2-gemma model card."""
-    return f"<bos>A: {query}\nB: {text}\n{instruction or _GEMMA_INSTRUCTION}"
-
-
-# Causal checkpoints whose own chat template knows no query and document: the family's published prompt is used.
-_PROMPTS: dict[str, Callable[[str, str, str | None], str]] = {"qwen3": _render_qwen3, "gemma": _render_gemma}
 
 
 class TorchBackend(LocalBackend):
     """A sentence-transformers `CrossEncoder`, with our own tokenising, batching and order.
 
     Args:
-        files: The model's files.
+        checkpoint: The model; its files are on disk.
         device: torch device; None takes a GPU where there is one.
         precision: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"auto"``: fp32 on a CPU, the checkpoint's own on a GPU.
         trust_remote_code: Run Python code of the repository.
@@ -68,7 +107,7 @@ class TorchBackend(LocalBackend):
 
     def __init__(
         self,
-        files: ModelFiles,
+        checkpoint: Checkpoint,
         *,
         device: str | None = None,
         precision: str = "auto",
@@ -78,64 +117,48 @@ class TorchBackend(LocalBackend):
         import_extra("sentence_transformers", "torch")
         import torch
 
-        from rerank_plugins.backends._late_interaction import load_cross_encoder
+        from rerank_plugins.backends.cross_encoder import can_pad, load_checked, reading
 
         self._torch = torch
         self._threads = threads
         target = device or default_device()
         on_cpu = torch.device(target).type == "cpu"
-        if precision == "auto":
-            precision = "fp32" if on_cpu else "checkpoint"
-        dtypes: dict[str, Any] = {
-            "fp32": torch.float32,
-            "bf16": torch.bfloat16,
-            "fp16": torch.float16,
-            "checkpoint": "auto",
-        }
-        if precision not in dtypes:
-            raise ConfigurationError(
-                f"precision={precision!r} does not exist on the torch backend: expected 'fp32', 'bf16', 'fp16' or "
-                "'auto'. For int8, convert the model (rerank-plugins convert MODEL OUT --int8) and use backend='onnx'."
+        if precision == "auto" and on_cpu:
+            precision = "fp32"
+        dtype = _DTYPES[precision]
+        with no_progress_bars():
+            self.model = load_checked(
+                checkpoint,
+                device=target,
+                trust_remote_code=trust_remote_code,
+                model_kwargs={"dtype": dtype if dtype == "auto" else getattr(torch, dtype)},
             )
-        try:
-            with _no_progress_bars():
-                self.model = load_cross_encoder(
-                    str(files.path),
-                    device=target,
-                    trust_remote_code=trust_remote_code,
-                    model_kwargs={"dtype": dtypes[precision], "use_safetensors": True},
-                )
-        except (ConfigurationError, ModelLoadError):
-            raise
-        except Exception as error:
-            hint = (
-                " The repository brings its own code: read it, then pass trust_remote_code=True."
-                if "trust_remote_code" in str(error)
-                else ""
-            )
-            raise ModelLoadError(
-                f"sentence-transformers cannot load {files.name!r} as a CrossEncoder: {error}{hint}"
-            ) from error
         self.model.eval()
         self.precision = _precision_name(self.model, precision)
         if precision == "fp32":
             # Weights of a head that the caller's checkpoint keeps in half precision follow the choice.
             self.model.float()
         self._transformer: Any = self.model[0]
+        tokenizer, prompt = reading(checkpoint, self.model)
+        told, n_labels = checkpoint.labels or (), int(self.model.num_labels)
         super().__init__(
-            self._encoder(files),
+            checkpoint.encoder(tokenizer, prompt=prompt),
             token_budget=CPU_TOKEN_BUDGET if on_cpu else self._gpu_budget(),
             batch_cost=CPU_BATCH_COST if on_cpu else None,
-            labels=files.labels if self.model.num_labels == len(files.labels) else (),
+            labels=told if len(told) == n_labels else [f"LABEL_{i}" for i in range(n_labels)],
         )
-        self._files = files
+        self._files, self._base = checkpoint.files, checkpoint.base
         self._uses_types = "token_type_ids" in self.model.tokenizer.model_input_names
+        self._is_causal = checkpoint.is_causal
+        if not can_pad(self.model):
+            self.token_budget = self.batch_cost = 1
         self._flattens = self._can_flatten()
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Digest of the weights, the tokenizer, the configuration and the code. Reads them at the first use."""
-        return self._files.fingerprint()
+        base = f"-{self._base.files.fingerprint()}" if self._base is not None else ""
+        return f"{self._files.fingerprint()}{base}"
 
     def _gpu_budget(self) -> int:
         """Tokens of a batch that take about half of the GPU's free memory; `forward` copes where that is wrong."""
@@ -175,64 +198,6 @@ class TorchBackend(LocalBackend):
             part.unpad_inputs = part.unpad_inputs
         return bool(part.can_flatten_inputs)
 
-    def _encoder(self, files: ModelFiles) -> PairEncoder:
-        hf_tokenizer = self.model.tokenizer
-        raw = getattr(hf_tokenizer, "backend_tokenizer", None)
-        if raw is None:
-            raise ModelLoadError(
-                f"{files.name!r} has a tokenizer that is written in Python ({type(hf_tokenizer).__name__}); a "
-                "tokenizer.json is needed. Save one with transformers' AutoTokenizer(...).save_pretrained(DIR)."
-            )
-        # A copy: nobody else's truncation or padding settings can reach it.
-        tokenizer = Tokenizer.from_str(raw.to_str())
-        limits = [files.limit, int(hf_tokenizer.model_max_length)]
-        pad_id = hf_tokenizer.pad_token_id
-        if not files.is_causal:
-            return PairEncoder(
-                tokenizer,
-                limit=min(limits),
-                pad_id=0 if pad_id is None else pad_id,
-                pad_type_id=hf_tokenizer.pad_token_type_id,
-                pad_left=hf_tokenizer.padding_side == "left",
-                instruction=self.model._resolve_prompt(None, None),
-            )
-        render = self._render(files)
-        return PairEncoder(
-            tokenizer,
-            limit=min(limits),
-            pad_id=pad_id if pad_id is not None else hf_tokenizer.eos_token_id or 0,
-            pad_left=True,
-            render=render,
-            suffix_ids=_common_suffix(tokenizer, render),
-            instruction=self.model._resolve_prompt(None, None),
-        )
-
-    def _render(self, files: ModelFiles) -> Callable[[str, str, str | None], str]:
-        formatter, hf_tokenizer = self._transformer.input_formatter, self.model.tokenizer
-        template = (self._transformer.processing_kwargs or {}).get("chat_template", {})
-        settings = {key: value for key, value in template.items() if key != "restore_suffix"}
-        if getattr(hf_tokenizer, "chat_template", None) and formatter.pair_roles_failure(settings) is None:
-
-            def render(query: str, text: str, instruction: str | None) -> str:
-                messages = [formatter.pair_to_messages((query, text))]
-                if instruction:
-                    messages = formatter.prepend_prompt_to_messages(messages, instruction)
-                return str(hf_tokenizer.apply_chat_template(messages[0], tokenize=False, **settings))
-
-            return render
-        family = str(files.config.get("model_type"))
-        if family not in _PROMPTS:
-            raise ModelLoadError(
-                f"{files.name!r} is a causal language model ({family}) without a chat template for the roles 'query' "
-                "and 'document', so its scores would mean nothing. Use a reranker checkpoint that has one, or put a "
-                "chat_template.jinja into its directory."
-            )
-        if family == "gemma":
-            from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
-
-            self.model[1] = LogitScore(true_token_id=hf_tokenizer.convert_tokens_to_ids("Yes"))
-        return _PROMPTS[family]
-
     def _padded(self, batch: Batch) -> dict[str, Any]:
         torch = self._torch
         features: dict[str, Any] = {
@@ -241,9 +206,10 @@ class TorchBackend(LocalBackend):
         }
         if self._uses_types:
             features["token_type_ids"] = torch.from_numpy(batch.token_type_ids)
-        if self.encoder.render is not None:
+        if self.encoder.pad_left:
             # Positions that start after the padding: a pair scores the same beside any other.
             features["position_ids"] = (features["attention_mask"].cumsum(-1) - 1).clamp_(min=0)
+        if self._is_causal:
             features["logits_to_keep"] = 1
         return features
 
@@ -304,19 +270,6 @@ class TorchBackend(LocalBackend):
         return np.concatenate([self.forward(part) for part in parts])
 
 
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
-
-
 def default_device() -> str:
     """The device that sentence-transformers would choose."""
     from sentence_transformers.util import get_device_name
@@ -325,18 +278,7 @@ def default_device() -> str:
 
 
 def _precision_name(model: Any, asked: str) -> str:
-    if asked != "checkpoint":
+    if asked != "auto":
         return asked
     names = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
     return names.get(str(next(model.parameters()).dtype), "unknown")
-
-
-def _common_suffix(tokenizer: Tokenizer, render: Callable[[str, str, str | None], str]) -> list[int]:
-    """The tokens that end every prompt, whatever stands in it."""
-    first, second = (
-        tokenizer.encode(render(filler, filler, None), add_special_tokens=False).ids for filler in ("0", "1 2 3 4")
-    )
-    count = 0
-    while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
-        count += 1
-    return list(first[len(first) - count :])
