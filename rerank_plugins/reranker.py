@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import selection
+from rerank_plugins._fork import fork_waits
 from rerank_plugins._requests import Request, checked_candidates, checked_query, until
 from rerank_plugins._texts import is_blank
 from rerank_plugins._threads import in_thread
@@ -152,7 +153,7 @@ class Reranker:
         """Let go of the model. Its memory is freed once no other reranker uses it; the next use loads it again."""
         if self._cache is not None:
             self._cache.close()
-        with self._lock:
+        with fork_waits(), self._lock:
             self._backend = self._shared = self._digest = None
 
     def __enter__(self) -> Reranker:
@@ -167,7 +168,7 @@ class Reranker:
         backend = self._backend
         if backend is not None:
             return backend
-        with self._lock:
+        with fork_waits(), self._lock:
             if self._backend is None:
                 settings = self.settings
                 # Held as it was loaded, so that the next reranker of this model finds it.
