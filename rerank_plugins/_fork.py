@@ -149,7 +149,6 @@ def _register() -> None:
         return
     # Their hooks hold locks that a thread inside may need; those that are registered first run after ours. The last
     # is for the child, which cannot count on an import.
-    import concurrent.futures.thread
     import ctypes  # noqa: F401
     import logging  # noqa: F401
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import pairwise, product
 
-import time
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -655,9 +655,8 @@ def test_a_damaged_file_is_set_aside_and_rebuilt(kind: str, tmp_path: Path) -> N
     damage(path, kind)
     damaged = path.read_bytes()
     backend = fake()
-    with Reranker(backend, cache=path) as reranker:
-        with pytest.warns(RuntimeWarning, match="set aside as .*damaged-1"):
-            assert reranker.logits("text 7", texts).tolist() == expected.tolist()
+    with pytest.warns(RuntimeWarning, match="set aside as .*damaged-1"), Reranker(backend, cache=path) as reranker:
+        assert reranker.logits("text 7", texts).tolist() == expected.tolist()
         assert (tmp_path / "scores.sqlite.damaged-1").read_bytes()[:60] == damaged[:60]
         assert scored_texts(backend) == texts
         assert reranker.logits("text 7", texts).tolist() == expected.tolist()

@@ -117,7 +117,13 @@ def run(code: str, model: str | None = None, engine: str = "auto", **variables: 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_child_scores_and_ends(engine: str) -> None:
     # Several threads, as by default: one alone would not show what is lost in a child.
-    results = run(SCENARIOS, tiny("bert") if engine == "torch" else converted("bert"), engine, OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive")
+    results = run(
+        SCENARIOS,
+        tiny("bert") if engine == "torch" else converted("bert"),
+        engine,
+        OMP_NUM_THREADS="2",
+        OMP_WAIT_POLICY="passive",
+    )
     assert len(results) == (3 if engine == "torch" else 8)
 
 

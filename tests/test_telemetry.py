@@ -170,9 +170,7 @@ def test_threads_that_import_at_once_leave_nothing_behind(monkeypatch: pytest.Mo
         (ModuleNotFoundError("No module named 'openvino'"), 'pip install "rerank-plugins[openvino]"'),
     ],
 )
-def test_whatever_an_import_raises_is_one_error(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_an_import_raises_is_one_error(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(name: str) -> ModuleType:
         raise error
 

@@ -51,8 +51,22 @@ def long_texts() -> list[str]:
     blanks = (" ", "  ", "\n", "\n\n", "\t", "\u3000", " \u200b ", " " * 40)
     texts = ["".join(chance.choice(words) + chance.choice(blanks) for _ in range(3000)) for _ in range(6)]
     texts += ["".join(chance.choice(words) for _ in range(3000)) for _ in range(4)]
-    texts += [TEXTS[2] * 500, "é" * 9000, "e\u0301" * 9000, "-=" * 4000, "aaa" * 5000, "." * 20_000, "a" * 20_000 + " bear"]
-    texts += [" " * 20_000 + "panda", "\n" * 5000 + "a b c " * 2000, "short " + "汉" * 9000, "\ud83d" * 9000, "🐼" * 5000]
+    texts += [
+        TEXTS[2] * 500,
+        "é" * 9000,
+        "e\u0301" * 9000,
+        "-=" * 4000,
+        "aaa" * 5000,
+        "." * 20_000,
+        "a" * 20_000 + " bear",
+    ]
+    texts += [
+        " " * 20_000 + "panda",
+        "\n" * 5000 + "a b c " * 2000,
+        "short " + "汉" * 9000,
+        "\ud83d" * 9000,
+        "🐼" * 5000,
+    ]
     return texts
 
 
