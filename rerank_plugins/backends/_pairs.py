@@ -210,7 +210,7 @@ def _in_parts(encode: Callable[[list[Any]], list[Encoding]], texts: list[Any]) -
 
 def _query_too_long(query: str, fixed: int, max_length: int) -> InputError:
     return InputError(
-        f"The query leaves no room for a text: it takes {fixed} tokens or more with the special ones, and the maximum length "
-        f"is {max_length}. Shorten the query, let it be cut by truncate_query=True, raise max_length, or use a model "
-        f"that takes more. The query begins: {query[:80]!r}"
+        f"The query leaves no room for a text: it takes {fixed} tokens or more with the special ones, and the maximum "
+        f"length is {max_length}. Shorten the query, let it be cut by truncate_query=True, raise max_length, or use a "
+        f"model that takes more. The query begins: {query[:80]!r}"
     )

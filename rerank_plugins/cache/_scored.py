@@ -228,8 +228,8 @@ def as_store(cache: int | str | os.PathLike[str] | ScoreStore) -> ScoreStore:
         return MemoryCache(cache)
     if isinstance(cache, str) and re.fullmatch(r"\s*[+-]?[0-9][0-9_.,]*\s*", cache):
         raise ConfigurationError(
-            f"cache={cache!r} is a text: for a number of pairs in memory give an int, cache={re.sub('[^0-9]', '', cache)}; "
-            "for a file of that name its directory too."
+            f"cache={cache!r} is a text: for a number of pairs in memory give an int, "
+            f"cache={re.sub('[^0-9]', '', cache)}; for a file of that name its directory too."
         )
     if isinstance(cache, str | os.PathLike):
         return FileCache(cache)
