@@ -90,28 +90,26 @@ def fork_waits() -> Iterator[None]:
 
 
 class PerProcess(Generic[T]):
-    """A native object that each process makes for itself.
+    """A native object that each process makes for itself."""
 
-    Args:
-        make: Makes it: now, and in a forked child at its first use there. Everything that holds the native object
-            must be reachable from what it returns alone.
-    """
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: T | None = None
         _register()
         _living.add(self)
-        self.get()
 
-    def get(self) -> T:
-        """The object of this process."""
+    def get(self, make: Callable[[], T]) -> T:
+        """The object of this process.
+
+        Args:
+            make: Makes it at the first use, and at the first use in a forked child. Everything that holds the native
+                object must be reachable from what it returns alone.
+        """
         made = self._made
         if made is None:
             with fork_waits(), self._lock:
                 if self._made is None:
-                    self._made = self._make()
+                    self._made = make()
                 made = self._made
         return made
 
