@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rerank_plugins.errors import ScoringError
 
@@ -56,7 +56,7 @@ class _State:
 
 
 _state = _State()
-_living: weakref.WeakSet[PerProcess[object]] = weakref.WeakSet()
+_living: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ async def in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     future: Future[T] = Future()
     starter, workers = _executors()
     # Whoever takes the call out makes it, or tells why not.
-    calls = [functools.partial(context.run, function, *args, **kwargs)]
+    calls: list[Callable[[], T]] = [functools.partial(context.run, function, *args, **kwargs)]
     try:
         # Not straight to the workers: starting a thread waits for it to run, which would hold up the event loop.
         starter.submit(_start, workers, future, calls)

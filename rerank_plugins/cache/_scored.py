@@ -249,7 +249,7 @@ def _plausible(rows: dict[str, _Row], n_labels: int | None, windows: bool) -> di
     return {
         key: row
         for key, row in rows.items()
-        if row[0] == n_labels >= 1 and (len(row[2]) >= 1 if windows else len(row[2]) == 1)
+        if row[0] == n_labels and row[0] >= 1 and (len(row[2]) >= 1 if windows else len(row[2]) == 1)
     }
 
 
