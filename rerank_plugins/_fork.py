@@ -60,8 +60,11 @@ _living: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
-def fork_waits() -> Iterator[None]:
+def fork_waits(*, joins: bool = False) -> Iterator[None]:
     """While a thread is in this block, a fork by another thread waits, for a minute at most.
+
+    Args:
+        joins: Go in although a fork waits: another thread that is inside waits for this one.
 
     Raises:
         ScoringError: This process was forked after that minute: nothing tells in what state its engines are.
@@ -77,7 +80,7 @@ def fork_waits() -> Iterator[None]:
     me, token = threading.get_ident(), object()
     with state.changed:
         # Whoever is inside already must be able to finish.
-        while state.forks and me not in state.inside.values():
+        while state.forks and not joins and me not in state.inside.values():
             state.changed.wait()
         state.inside[token] = me
     try:
@@ -131,7 +134,12 @@ def with_a_team(call: Callable[[], T]) -> T:
     """
     if threading.get_ident() != _state.forked_thread:
         return call()
-    return _other_thread().submit(call).result()
+
+    def inside() -> T:
+        with fork_waits(joins=True):
+            return call()
+
+    return _other_thread().submit(inside).result()
 
 
 @functools.cache
