@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,14 @@ from rerank_plugins.backends.graphs import DTYPES, Graph, beside, graph_names, r
 from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError, ScoringError
 from rerank_plugins.settings import Settings
 
-__all__ = ["BATCH_COST", "TOKEN_BUDGET", "GraphBackend", "check_device", "take_graph"]
+__all__ = ["BATCH_COST", "TOKEN_BUDGET", "Feeds", "GraphBackend", "check_device", "graph_error", "source", "take_graph"]
 
 TOKEN_BUDGET = 1024
 """Padded tokens in a batch: enough to fill the cores, small enough for the activations to stay in cache."""
 BATCH_COST = 32
 """What a batch costs besides its tokens, in tokens: its weights are read anew."""
+Feeds: TypeAlias = "list[dict[str, NDArray[np.generic]]]"
+"""Inputs of a graph, one batch after the other."""
 
 
 def check_device(settings: Settings) -> None:
@@ -129,6 +132,17 @@ def _no_graph(checkpoint: Checkpoint) -> str:
     )
 
 
+@contextmanager
+def source(graph: Graph, calibration: Feeds | None) -> Iterator[tuple[str | bytes, str]]:
+    """What an engine loads: the path of a graph, or the content and digest of the int8 one that is made of it here."""
+    with beside(graph) as path:
+        if calibration is None:
+            yield str(path), ""
+            return
+        content = _int8.quantised(path, calibration)
+    yield content, hashlib.sha256(content).hexdigest()
+
+
 class GraphBackend(LocalBackend):
     """An ONNX graph on some engine, which adds `run`.
 
@@ -158,24 +172,20 @@ class GraphBackend(LocalBackend):
             self.token_budget = self.batch_cost = 1
         self._files, self._graph, self._told_labels = checkpoint.files, graph, checkpoint.labels
         self.precision = precision
-        self._made = ""
+        self.made = ""
+        """Digest of the int8 graph that was made; empty where the stored one runs."""
 
-    @contextmanager
-    def source(self) -> Iterator[str | bytes]:
-        """What the engine loads: the path of the graph, or the content of the int8 one that is made of it here."""
-        with beside(self._graph) as path:
-            if self.precision != "int8" or self._graph.quantisation in ("static", "dynamic"):
-                yield str(path)
-                return
-            pairs = self.encoder.encode(_int8.calibration_pairs())
-            content = _int8.quantised(path, [self.feeds(self.collate([pair])) for pair in pairs])
-        self._made = hashlib.sha256(content).hexdigest()
-        yield content
+    def calibration(self) -> Feeds | None:
+        """Inputs to make an int8 graph with, where one has to be made."""
+        if self.precision != "int8" or self._graph.quantisation in ("static", "dynamic"):
+            return None
+        pairs = self.encoder.encode(_int8.calibration_pairs())
+        return [self.feeds(self.collate([pair])) for pair in pairs]
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Digest of the graph, its weights, the tokenizer and the configuration. Reads them at the first use."""
-        return self._files.fingerprint(self._graph.path) + self._made
+        return self._files.fingerprint(self._graph.path) + self.made
 
     @abstractmethod
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ _NOT_FOR_TEMPLATES = {
 """Keywords of ``processing_kwargs`` that no template reads."""
 SECONDS = 2
 """Time of a processor that a chat template may take for all probes together."""
-WAIT_S = 8
+WAIT_S = 15
 """Time for that on a busy machine, with the start of a process."""
 MOST = 1_000_000
 """Characters that a chat template may make of one pair beside its texts."""
@@ -115,8 +115,11 @@ def _messages(query: str, text: str, instruction: str | None, structured: bool) 
     ]
 
 
-def _run(template: str, variables: Mapping[str, Any], conversations: list[Any]) -> list[str]:
+def _run(template: str, variables: Mapping[str, Any], conversations: list[Any]) -> tuple[list[str], bool]:
     """Render conversations in a process with limits of time and memory.
+
+    Returns:
+        The texts, and whether the template does the same whatever stands in the messages.
 
     Raises:
         MissingDependencyError: jinja2 is not installed.
@@ -152,7 +155,7 @@ def _run(template: str, variables: Mapping[str, Any], conversations: list[Any]) 
         )
     if "error" in answer:
         raise ValueError(answer["error"])
-    return list(answer["texts"])
+    return list(answer["texts"]), bool(answer["plain"])
 
 
 def _rendered_by_template(checkpoint: Checkpoint) -> tuple[Render | None, str | None]:
@@ -201,7 +204,7 @@ def chat_render(
     pairs = ((_QUERY, _TEXT), *_PROBES)
     conversations = [_messages(*pair, given, structured) for given in instructions for pair in pairs]
     try:
-        texts = _run(template, variables, conversations)
+        texts, alike = _run(template, variables, conversations)
     except ValueError as error:
         raise ModelLoadError(
             f"The chat template of {model!r} cannot be rendered for a query and a document: {error}. A reranker needs "
@@ -216,7 +219,7 @@ def chat_render(
         rendered = texts[len(pairs) * with_instruction :][: len(pairs)]
         pieces = _SLOTS.split(rendered[0])
         stripped = _stripped(pieces, rendered[1:], _INSTRUCTION if with_instruction else "")
-        if stripped is None:
+        if stripped is None or not alike:
             return _each_apart(template, variables, model, structured), None
         found[with_instruction] = (pieces, stripped)
 
@@ -251,7 +254,7 @@ def _each_apart(template: str, variables: Mapping[str, Any], model: str, structu
 
     def render(pairs: Sequence[tuple[str, str]], instruction: str | None) -> list[str]:
         try:
-            return _run(template, variables, [_messages(*pair, instruction, structured) for pair in pairs])
+            return _run(template, variables, [_messages(*pair, instruction, structured) for pair in pairs])[0]
         except ValueError as error:
             raise ScoringError(
                 f"The chat template of {model!r} cannot be rendered for these texts: {error}."

@@ -30,7 +30,9 @@ _MAX_SIZE = 2**31 - 1
 
 def shortened(value: object, most: int = 80) -> str:
     """A value as a message shows it, in one line."""
-    text = repr(value)
+    if isinstance(value, dict | list) and len(value) > 20:
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    text = repr(value[: most + 1] if isinstance(value, str) else value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
@@ -51,9 +53,10 @@ class JsonFile:
         self.model = model
         self.values: dict[str, Any] = {}
         self.items: list[Any] = []
-        value = self._read()
-        if value is None:
+        content = self._content()
+        if content is None:
             return
+        value = self._parsed(content)
         if not isinstance(value, list if listed else dict):
             raise self.wrong(None, "a JSON array" if listed else "a JSON object", value)
         if isinstance(value, dict):
@@ -61,15 +64,17 @@ class JsonFile:
         else:
             self.items = value
 
-    def _read(self) -> Any:
+    def _content(self) -> bytes | None:
         try:
             if self.path.stat().st_size > MAX_BYTES:
                 raise ModelLoadError(f"{self.path} of {self.model!r} has more than {MAX_BYTES >> 20} MiB.")
-            content = self.path.read_bytes()
+            return self.path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ModelLoadError(f"{self.path} of {self.model!r} cannot be read: {error}") from error
+
+    def _parsed(self, content: bytes) -> Any:
         if content.startswith(b"version https://git-lfs"):
             raise ModelLoadError(
                 f"{self.path} of {self.model!r} is a Git LFS pointer, not the file itself. Fetch the files with: "

@@ -98,8 +98,16 @@ class Checkpoint:
                 raise config.wrong(key, "the name of an implementation of transformers", value)
         config.texts("architectures")
         config.text("model_type", 200)
-        config.mapping("auto_map")
         config.mapping("rerank_plugins")
+        self.tokenizer_config.text("tokenizer_class", 200)
+        for file in (config, self.tokenizer_config):
+            for names in file.mapping("auto_map").values():
+                parts = names if isinstance(names, list) else [names]
+                if not all(part is None or isinstance(part, str) for part in parts):
+                    raise file.wrong("auto_map", "an object of names of classes", names)
+        vocabulary = config.integer("vocab_size", 0)
+        if vocabulary and self.pad_id is not None and self.pad_id >= vocabulary:
+            raise config.wrong("pad_token_id", f"below vocab_size, {vocabulary}", self.pad_id)
         self._check_settings()
         # Read once, so that what is wrong with them is told before anything is loaded.
         _ = self.labels, self.pad_id, self.limit(), self.default_prompt, self.template

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import _engines
-from rerank_plugins.backends._graph_engine import GraphBackend, check_device, graph_error, take_graph
+from rerank_plugins._fork import PerProcess
+from rerank_plugins.backends._graph_engine import Feeds, GraphBackend, check_device, graph_error, source, take_graph
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.graphs import Graph
 from rerank_plugins.errors import ConfigurationError, RerankError
@@ -71,28 +73,36 @@ class OnnxBackend(GraphBackend):
     def __init__(
         self, checkpoint: Checkpoint, graph: Graph, *, precision: str = "fp32", threads: int | None = None
     ) -> None:
-        ort: Any = _engines.onnxruntime()
         super().__init__(checkpoint, graph, precision)
-        options = ort.SessionOptions()
-        # Errors alone: a library prints nothing, and ONNX Runtime warns on standard error.
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # Plans of memory are for inputs of one shape: with ever other ones they take more of it, and save no time.
-        options.enable_mem_pattern = False
-        if graph.quantisation == "weights" and precision != "int8":
-            # Weights that are stored as int8 become float once, while loading, and not again in every call.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        try:
-            with self.source() as source:
-                self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except RerankError:
-            raise
-        except Exception as error:
-            raise graph_error("ONNX Runtime", graph.path, checkpoint.name, error) from error
+        self._open = functools.partial(_open, graph, self.calibration(), threads, checkpoint.name)
+        self._opened: PerProcess[tuple[Any, str]] = PerProcess()
+        _, self.made = self._opened.get(self._open)
         self.try_out()
 
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""
-        (logits,) = self.session.run([self.output], feeds)
+        session, _ = self._opened.get(self._open)
+        (logits,) = session.run([self.output], feeds)
         return np.asarray(logits)
+
+
+def _open(graph: Graph, calibration: Feeds | None, threads: int | None, model: str) -> tuple[Any, str]:
+    """A session, and the digest of the graph that was made for it."""
+    ort: Any = _engines.onnxruntime()
+    options = ort.SessionOptions()
+    # Errors alone: a library prints nothing, and ONNX Runtime warns on standard error.
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Plans of memory are for inputs of one shape: with ever other ones they take more of it, and save no time.
+    options.enable_mem_pattern = False
+    if graph.quantisation == "weights" and calibration is None:
+        # Weights that are stored as int8 become float once, while loading, and not again in every call.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        with source(graph, calibration) as (content, digest):
+            return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]), digest
+    except RerankError:
+        raise
+    except Exception as error:
+        raise graph_error("ONNX Runtime", graph.path, model, error) from error

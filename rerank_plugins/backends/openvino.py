@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import queue
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import _engines
+from rerank_plugins._fork import PerProcess
 from rerank_plugins._machine import bf16_is_slow
-from rerank_plugins.backends._graph_engine import GraphBackend, check_device, graph_error, take_graph
+from rerank_plugins.backends._graph_engine import Feeds, GraphBackend, check_device, graph_error, source, take_graph
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.graphs import Graph
 from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError
@@ -92,41 +94,53 @@ class OpenVinoBackend(GraphBackend):
     def __init__(
         self, checkpoint: Checkpoint, graph: Graph, *, precision: str = "fp32", threads: int | None = None
     ) -> None:
-        openvino: Any = _engines.openvino()
         super().__init__(checkpoint, graph, precision)
-        core = openvino.Core()
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            # Set on both sides: on processors with bf16 the engine would otherwise choose it by itself.
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            # Otherwise activations of int8 weights are rounded to int8 as well.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-            "CPU_RUNTIME_CACHE_CAPACITY": str(SHAPE_CACHE),
-        }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        try:
-            with self.source() as source:
-                model = core.read_model(source if isinstance(source, str) else io.BytesIO(source))
-                self.compiled = core.compile_model(model, "CPU", settings)
-            self._position = next(
-                (i for i, value in enumerate(self.compiled.outputs) if self.output in value.get_names()), 0
-            )
-        except RerankError:
-            raise
-        except Exception as error:
-            raise graph_error("OpenVINO", graph.path, checkpoint.name, error) from error
-        # A request serves one call at a time; idle ones wait here for the next caller.
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._open = functools.partial(
+            _open, graph, self.calibration(), precision=precision, threads=threads, model=checkpoint.name
+        )
+        self._opened: PerProcess[tuple[Any, queue.SimpleQueue[Any], str]] = PerProcess()
+        compiled, _, self.made = self._opened.get(self._open)
+        named = (self.output in value.get_names() for value in compiled.outputs)
+        self._position = next((i for i, found in enumerate(named) if found), 0)
         self.try_out()
 
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""
+        compiled, idle, _ = self._opened.get(self._open)
         try:
-            request = self._idle.get_nowait()
+            request = idle.get_nowait()
         except queue.Empty:
-            request = self.compiled.create_infer_request()
+            request = compiled.create_infer_request()
         result = request.infer(feeds, share_inputs=True)
         logits = np.array(result[self._position], dtype=np.float32)
-        self._idle.put(request)
+        idle.put(request)
         return logits
+
+
+def _open(
+    graph: Graph, calibration: Feeds | None, *, precision: str, threads: int | None, model: str
+) -> tuple[Any, queue.SimpleQueue[Any], str]:
+    """A compiled model, its idle requests, and the digest of the graph that was made for it.
+
+    A request serves one call at a time; idle ones wait in the queue for the next caller.
+    """
+    openvino: Any = _engines.openvino()
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # Set on both sides: on processors with bf16 the engine would otherwise choose it by itself.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        # Otherwise activations of int8 weights are rounded to int8 as well.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "CPU_RUNTIME_CACHE_CAPACITY": str(SHAPE_CACHE),
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    try:
+        with source(graph, calibration) as (content, digest):
+            read = core.read_model(content if isinstance(content, str) else io.BytesIO(content))
+            return core.compile_model(read, "CPU", settings), queue.SimpleQueue(), digest
+    except RerankError:
+        raise
+    except Exception as error:
+        raise graph_error("OpenVINO", graph.path, model, error) from error
