@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rerank_plugins import models
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.backends._weights import why_no_head
 from rerank_plugins.backends.load import open_weights
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
+from rerank_plugins.training._bundled import bundled_checkpoint
 
 __all__ = ["BUNDLED", "body_and_head", "fold", "miner_of", "start"]
 
@@ -35,7 +35,7 @@ def start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
     from rerank_plugins.backends.cross_encoder import load_checked
 
     torch.manual_seed(seed)
-    checkpoint = open_weights(str(models.bundled_checkpoint() if trunk in (None, BUNDLED) else trunk))
+    checkpoint = open_weights(str(bundled_checkpoint() if trunk in (None, BUNDLED) else trunk))
     if checkpoint.is_causal:
         raise ConfigurationError(
             f"{checkpoint.name!r} is a causal language model, which is not trained here. Take an encoder or a "
