@@ -76,8 +76,8 @@ def float_weights(graph: Path) -> dict[str, Floats]:
         return _Weights(graph).all()
     except (KeyError, IndexError, ValueError) as error:
         raise ModelLoadError(
-            f"The weights of {graph} cannot be read back: expected a graph that rerank-plugins convert --int8 made of a "
-            f"BERT-like model ({type(error).__name__}: {error})."
+            f"The weights of {graph} cannot be read back: expected a graph that rerank-plugins convert --int8 made of "
+            f"a BERT-like model ({type(error).__name__}: {error})."
         ) from error
 
 
