@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from rerank_plugins.training._warm_start import from_graph
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
@@ -30,7 +31,6 @@ from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.models import bundled_directory
 from rerank_plugins.training import mine
 from rerank_plugins.training._data import answered, read_pairs
-from rerank_plugins.training._warm_start import from_graph
 
 NEGATIVES = 4
 

@@ -10,14 +10,11 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._fork import fork_waits
 
 __all__ = ["onnxruntime", "openvino"]
 
-_lock = threading.RLock()
-
-if hasattr(os, "register_at_fork"):
-    # A child that is forked in the middle of an import waits for it for ever.
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+_lock = threading.Lock()
 
 
 def onnxruntime() -> ModuleType:
@@ -29,7 +26,7 @@ def onnxruntime() -> ModuleType:
     Raises:
         MissingDependencyError: It is not installed, or its import failed.
     """
-    with _lock, _without_onnxruntime_telemetry():
+    with fork_waits(), _lock, _without_onnxruntime_telemetry():
         return import_extra("onnxruntime")
 
 
@@ -42,7 +39,7 @@ def openvino() -> ModuleType:
     Raises:
         MissingDependencyError: It is not installed, or its import failed.
     """
-    with _lock, _without_openvino_telemetry():
+    with fork_waits(), _lock, _without_openvino_telemetry():
         return import_extra("openvino", "openvino")
 
 

@@ -29,13 +29,15 @@ def import_extra(module: str, extra: str | None = None) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"This feature needs {module!r}, which could not be imported ({error}). Install it with: pip install {name}",
+            f"This feature needs {module!r}, which could not be imported ({error}). "
+            f"Install it with: pip install {name}",
             name=module,
         ) from error
     except Exception as error:
         # Shared libraries, a home directory or a working directory that is not there, another version's data.
         raise MissingDependencyError(
             f"This feature needs {module!r}, which is installed, but its import failed "
-            f"({type(error).__name__}: {error}). Correct that, or install it anew: pip install --force-reinstall {name}",
+            f"({type(error).__name__}: {error}). Correct that, or install it anew: "
+            f"pip install --force-reinstall {name}",
             name=module,
         ) from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rerank_plugins.backends._merge import Cancellation, cancellation
+from rerank_plugins._cancellation import Cancellation, cancellation
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,6 +51,10 @@ async def in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
     Returns:
         What it returned.
+
+    Raises:
+        RuntimeError: No thread can be started.
+        Exception: What it raised.
     """
     # Here, because importing them takes a quarter of the package's import time.
     import asyncio
@@ -60,17 +65,36 @@ async def in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     context.run(cancellation.set, stop)
     future: Future[T] = Future()
     starter, workers = _executors()
-    # Not straight to the workers: starting a thread waits for it to run, which would hold up the event loop.
-    starter.submit(workers.submit, _fulfil, future, functools.partial(context.run, function, *args, **kwargs))
+    # Whoever takes the call out makes it, or tells why not.
+    calls: list[Callable[[], T]] = [functools.partial(context.run, function, *args, **kwargs)]
     try:
+        # Not straight to the workers: starting a thread waits for it to run, which would hold up the event loop.
+        starter.submit(_start, workers, future, calls)
         return await asyncio.wrap_future(future)
     except BaseException:
-        # Cancelled, or its event loop has gone: the thread need not go on.
+        # Cancelled, its event loop has gone, or no thread: nothing of the call need go on.
         stop.cancel()
+        calls.clear()
         raise
 
 
-def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
+def _start(workers: ThreadPoolExecutor, future: Future[T], calls: list[Callable[[], T]]) -> None:
+    try:
+        workers.submit(_fulfil, future, calls)
+    except BaseException as error:
+        # The pool keeps what it could not start a thread for.
+        with contextlib.suppress(IndexError):
+            calls.pop()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        del future
+
+
+def _fulfil(future: Future[T], calls: list[Callable[[], T]]) -> None:
+    try:
+        call = calls.pop()
+    except IndexError:
+        return
     if not future.set_running_or_notify_cancel():
         return
     try:

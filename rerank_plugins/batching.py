@@ -56,6 +56,7 @@ class Waiting:
     tokens: int
     due: int
     _plan: tuple[BatchCost, NDArray[np.intp]] | None = field(default=None, init=False)
+    """How many items the batch has that begins at each item, if this call is alone; see `_sizes`."""
 
     @classmethod
     def of(cls, lengths: Sequence[int] | NDArray[np.intp], now: int = 0) -> Waiting:
@@ -73,20 +74,29 @@ class Waiting:
         tokens = int(counts.sum())
         return cls(order, counts[order], tokens, now + tokens)
 
-    def ends(self, cost: BatchCost) -> NDArray[np.intp]:
-        """Where the batch ends that begins at each item, if this call is alone; see `_ends`."""
+    def first_batch(self, cost: BatchCost) -> int:
+        """How many items the first batch has, if this call is alone."""
         if self._plan is None or self._plan[0] != cost:
-            self._plan = cost, _ends(self.lengths, cost)
-        return self._plan[1]
+            self._plan = cost, _sizes(self.lengths, cost)
+        return int(self._plan[1][0])
 
     def without(self, scored: slice) -> Waiting:
         """What is left when the items of a part of a batch are scored."""
-        kept = np.delete(self.positions, scored), np.delete(self.lengths, scored)
-        rest = Waiting(*kept, self.tokens, self.due)
-        if self._plan is not None and scored.start == 0:
-            # Whatever comes before an item has no say in its batch.
-            cost, ends = self._plan
-            rest._plan = cost, ends[scored.stop :] - scored.stop
+        start, stop = scored.start, scored.stop
+        if start == 0:
+            # Views, so that taking all batches out of a call is linear in its items.
+            rest = Waiting(self.positions[stop:], self.lengths[stop:], self.tokens, self.due)
+        else:
+            rest = Waiting(np.delete(self.positions, scored), np.delete(self.lengths, scored), self.tokens, self.due)
+        if self._plan is not None:
+            # Whatever comes before an item has no say in its batch; a batch that items are taken out of stays one.
+            cost, sizes = self._plan
+            kept = sizes[stop:]
+            if start > 0:
+                ends = np.arange(start) + sizes[:start]
+                gone = np.clip(ends - start, 0, stop - start)
+                kept = np.concatenate((sizes[:start] - gone, kept))
+            rest._plan = cost, kept
         return rest
 
 
@@ -105,11 +115,10 @@ def token_budget_batches(lengths: Sequence[int] | NDArray[np.intp], cost: BatchC
         result of a batch to ``result[positions]`` and the input order is restored.
     """
     call = Waiting.of(lengths)
-    ends = call.ends(cost)
-    start = 0
-    while start < len(ends):
-        yield call.positions[start : ends[start]]
-        start = ends[start]
+    while len(call.positions):
+        batch = slice(0, call.first_batch(cost))
+        yield call.positions[batch]
+        call = call.without(batch)
 
 
 def next_batch(calls: Sequence[Waiting], cost: BatchCost) -> list[tuple[int, slice]]:
@@ -130,34 +139,35 @@ def next_batch(calls: Sequence[Waiting], cost: BatchCost) -> list[tuple[int, sli
         For each call that takes part, its index in `calls` and the part of its `Waiting.positions`.
     """
     if len(calls) == 1:
-        return [(0, slice(0, int(calls[0].ends(cost)[0])))]
+        return [(0, slice(0, calls[0].first_batch(cost)))]
     turns = sorted(range(len(calls)), key=lambda i: calls[i].due)
     first = calls[turns[0]]
+    longest = int(first.lengths[0])
     equal = max(_PEER * first.tokens, cost.token_budget)
     peers = [i for i in turns if calls[i].tokens <= equal]
-    lengths, owners = _pool(calls, peers)
     if len(peers) == 1:
-        start, stop = 0, int(first.ends(cost)[0])
+        batch = [(turns[0], slice(0, first.first_batch(cost)))]
     else:
-        start, stop = _cheapest(lengths, int(np.searchsorted(-lengths, -first.lengths[0])), cost)
-    batch = _parts(owners, start, stop)
-    free = int(cost.places(lengths[start])) - (stop - start)
+        # No batch with that item in it holds more: those that begin earlier are wider.
+        most = int(cost.places(first.lengths[:1])[0])
+        pool = _Pool(calls, peers, longest, before=most - 1, after=most)
+        start, stop = _cheapest(pool.lengths, pool.needed, most, cost)
+        batch = pool.parts(start, stop)
+        longest = int(pool.lengths[start])
+    free = int(cost.places(np.array([longest]))[0]) - sum(part.stop - part.start for _, part in batch)
     larger = [i for i in turns if calls[i].tokens > equal]
     if free and larger:
-        longest = lengths[start]
-        lengths, owners = _pool(calls, larger)
-        begin = int(np.searchsorted(-lengths, -longest))
-        batch += _parts(owners, begin, begin + free)
+        batch += _Pool(calls, larger, longest, before=0, after=free).parts(0, free)
     return batch
 
 
-def _ends(lengths: NDArray[np.intp], cost: BatchCost) -> NDArray[np.intp]:
-    """Where each batch ends in the cheapest partition of the items from each one on; lengths descend.
+def _sizes(lengths: NDArray[np.intp], cost: BatchCost) -> NDArray[np.intp]:
+    """How many items the first batch has in the cheapest partition of the items from each one on; lengths descend.
 
     By dynamic programming from the shortest item up: the cheapest partition is that of the rest after its first batch.
     """
     n = len(lengths)
-    ends = np.empty(n, dtype=np.intp)
+    sizes = np.empty(n, dtype=np.intp)
     least = np.zeros(n + 1, dtype=np.intp)
     widths, places = cost.widths(lengths).tolist(), cost.places(lengths).tolist()
     counts = np.arange(max(places, default=0), 0, -1)
@@ -167,22 +177,46 @@ def _ends(lengths: NDArray[np.intp], cost: BatchCost) -> NDArray[np.intp]:
         costs = widths[start] * counts[-most:] + least[start + most : start : -1]
         best = int(costs.argmin())
         least[start] = costs[best] + cost.fixed
-        ends[start] = start + most - best
-    return ends
+        sizes[start] = most - best
+    return sizes
 
 
-def _pool(calls: Sequence[Waiting], chosen: Sequence[int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """All lengths of the chosen calls, descending, and whose they are; equal ones go by the order of `chosen`."""
-    lengths = np.concatenate([calls[i].lengths for i in chosen])
-    owners = np.repeat(np.asarray(chosen, dtype=np.intp), [len(calls[i].lengths) for i in chosen])
-    order = np.argsort(-lengths, kind="stable")
-    return lengths[order], owners[order]
+class _Pool:
+    """Items of several calls around a length, longest first; equal ones go by the order of `chosen`.
+
+    Args:
+        calls: All calls.
+        chosen: Those that items are taken of.
+        length: The length.
+        before: How many longer items of each call, the shortest of them.
+        after: How many other items of each call, the longest of them.
+    """
+
+    def __init__(self, calls: Sequence[Waiting], chosen: Sequence[int], length: int, before: int, after: int) -> None:
+        # Lengths descend, so they are searched from their end.
+        places = [len(calls[i].lengths) - int(np.searchsorted(calls[i].lengths[::-1], length, "right")) for i in chosen]
+        self.begins = {i: max(0, place - before) for i, place in zip(chosen, places, strict=True)}
+        taken = [calls[i].lengths[self.begins[i] : place + after] for i, place in zip(chosen, places, strict=True)]
+        lengths = np.concatenate(taken)
+        order = np.argsort(-lengths, kind="stable")
+        self.lengths: NDArray[np.intp] = lengths[order]
+        self.owners = np.repeat(np.asarray(chosen, dtype=np.intp), [len(part) for part in taken])[order]
+        self.needed = int((lengths > length).sum())
+        """Where the first item stands that is not longer than the length."""
+
+    def parts(self, start: int, stop: int) -> list[tuple[int, slice]]:
+        """The part of each call in a stretch of the pool. A pool keeps every call's order, so a part has no gaps."""
+        result = []
+        for i, begin in sorted(self.begins.items()):
+            of_call = np.flatnonzero(self.owners == i)
+            first, last = np.searchsorted(of_call, (start, stop)).tolist()
+            if first < last:
+                result.append((i, slice(begin + first, begin + last)))
+        return result
 
 
-def _cheapest(lengths: NDArray[np.intp], needed: int, cost: BatchCost) -> tuple[int, int]:
-    """Where a batch begins and ends among descending lengths, so that the item `needed` is in it."""
-    # No batch with the item in it holds more: those that begin earlier are wider.
-    most = int(cost.places(lengths[needed]))
+def _cheapest(lengths: NDArray[np.intp], needed: int, most: int, cost: BatchCost) -> tuple[int, int]:
+    """Where a batch of at most `most` begins and ends among descending lengths, so that the item `needed` is in it."""
     starts = np.arange(max(0, needed + 1 - most), needed + 1)
     ends = np.arange(needed + 1, min(len(lengths), needed + most) + 1)
     sums = np.concatenate(([0], np.cumsum(lengths)))
@@ -192,13 +226,3 @@ def _cheapest(lengths: NDArray[np.intp], needed: int, cost: BatchCost) -> tuple[
     # Of those that cost the same, the largest.
     start, end = divmod(int(price[:, ::-1].argmin()), len(ends))
     return int(starts[start]), int(ends[::-1][end])
-
-
-def _parts(owners: NDArray[np.intp], start: int, stop: int) -> list[tuple[int, slice]]:
-    """The part of each call in a stretch of the pool. A pool keeps every call's order, so a part has no gaps."""
-    before = np.bincount(owners[:start], minlength=int(owners.max()) + 1)
-    chosen, counts = np.unique(owners[start:stop], return_counts=True)
-    return [
-        (i, slice(int(before[i]), int(before[i]) + count))
-        for i, count in zip(chosen.tolist(), counts.tolist(), strict=True)
-    ]

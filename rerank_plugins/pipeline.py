@@ -71,6 +71,9 @@ def score_pairs(
         return _window_logits(backend, settings, missing)
 
     distinct = list(places)
+    # Without names of classes there is one, unless a column was asked for.
+    n_labels = len(backend.labels) or (1 if settings.label is None else None)
+    windowed = settings.passage_length is not None
     step = len(distinct) if until is None else backend.pairs_at_a_time or len(distinct)
     for start in range(0, len(distinct), max(1, step)):
         part = distinct[start : start + step]
@@ -78,7 +81,11 @@ def score_pairs(
             with deadline(until):
                 if remaining_s() == 0.0:
                     raise DeadlineExceeded
-                windows = compute(part) if cache is None else cache.scored(digest, part, compute)
+                windows = (
+                    compute(part)
+                    if cache is None
+                    else cache.scored(digest, part, compute, n_labels=n_labels, windows=windowed)
+                )
         except DeadlineExceeded:
             for pair in distinct[start:]:
                 result.scored[places[pair]] = False

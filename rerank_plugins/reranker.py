@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import selection
+from rerank_plugins._fork import fork_waits
 from rerank_plugins._requests import Request, checked_candidates, checked_query, until
+from rerank_plugins._secrets import without_passwords
 from rerank_plugins._texts import is_blank
 from rerank_plugins._threads import in_thread
 from rerank_plugins.backends import Backend, Pair, as_backend, load_backend
@@ -117,7 +119,9 @@ class Reranker:
         if (backend := self._backend) is not None:
             # What was chosen, where "auto" was asked for.
             given |= {"backend": backend.name, "precision": backend.precision}
-        return f"Reranker({', '.join(f'{key}={given[key]!r}' for key in sorted(given, key=_KEYWORDS.index))})"
+        shown = (f"{key}={given[key]!r}" for key in sorted(given, key=_KEYWORDS.index))
+        # A store's own repr may have the address it is connected to.
+        return without_passwords(f"Reranker({', '.join(shown)})")
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Reranker], tuple[dict[str, Any]]]:
         # Configuration alone: a copy in another process loads the model itself.
@@ -143,16 +147,19 @@ class Reranker:
         Raises:
             ModelLoadError: The model is missing, incomplete or unreadable.
             MissingDependencyError: The backend that was asked for is not installed.
-            ConfigurationError: A keyword that this model cannot do.
+            ConfigurationError: A keyword that this model cannot do, or a file as cache that is something else. A cache
+                that cannot be used is told by a warning: scoring goes on without it.
         """
         self._cache_digest(self._loaded())
+        if self._cache is not None:
+            self._cache.prepare()
         return self
 
     def close(self) -> None:
         """Let go of the model. Its memory is freed once no other reranker uses it; the next use loads it again."""
         if self._cache is not None:
             self._cache.close()
-        with self._lock:
+        with fork_waits(), self._lock:
             self._backend = self._shared = self._digest = None
 
     def __enter__(self) -> Reranker:
@@ -167,7 +174,7 @@ class Reranker:
         backend = self._backend
         if backend is not None:
             return backend
-        with self._lock:
+        with fork_waits(), self._lock:
             if self._backend is None:
                 settings = self.settings
                 # Held as it was loaded, so that the next reranker of this model finds it.

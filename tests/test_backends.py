@@ -18,8 +18,8 @@ from checkpoints import EXTRA, FAMILIES, QUERY, TEXTS, tiny
 
 from rerank_plugins import Reranker, Settings
 from rerank_plugins.backends import PairLogits, load_backend
-from rerank_plugins.backends._files import ModelFiles, converted_directory
 from rerank_plugins.backends import load as loading
+from rerank_plugins.backends._files import ModelFiles, converted_directory
 from rerank_plugins.backends.base import LocalBackend
 from rerank_plugins.backends.openvino import OpenVinoBackend
 from rerank_plugins.backends.torch import TorchBackend

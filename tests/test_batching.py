@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import pairwise, product
 
@@ -173,3 +174,42 @@ def test_small_calls_that_keep_coming_do_not_put_off_a_large_one_for_ever() -> N
                 large = large.without(part)
         rounds += 1
     assert rounds == 19
+
+
+def test_taking_all_batches_out_of_a_call_is_linear_in_its_items() -> None:
+    def seconds(n: int) -> float:
+        call = Waiting.of(np.random.default_rng(0).integers(8, 60, n))
+        cost = BatchCost(64, 8, 8)
+        call.first_batch(cost)
+        started = time.process_time()
+        while len(call.positions):
+            ((_, part),) = next_batch([call], cost)
+            call = call.without(part)
+        return time.process_time() - started
+
+    # Ten times as many items took a hundred times as long.
+    assert min(seconds(100_000) for _ in range(2)) < 30 * max(seconds(10_000) for _ in range(2))
+
+
+def test_a_batch_beside_a_huge_call_looks_at_few_of_its_items() -> None:
+    cost = BatchCost(1024, 32, 8)
+    huge, small = Waiting.of(np.full(1_000_000, 20)), Waiting.of([30, 18, 12])
+    started = time.process_time()
+    for _ in range(20):
+        assert next_batch([huge, small], cost) == [(1, slice(0, 3)), (0, slice(0, 29))]
+    assert time.process_time() - started < 0.5
+
+
+def test_what_is_taken_out_of_the_middle_leaves_batches_within_the_budget() -> None:
+    cost = BatchCost(64, 8)
+    call = Waiting.of(list(range(1, 33)))
+    call.first_batch(cost)
+    rest = call.without(slice(5, 11))
+    assert rest.lengths.tolist() == [*range(32, 27, -1), *range(21, 0, -1)]
+    scored: list[int] = []
+    while len(rest.positions):
+        part = slice(0, rest.first_batch(cost))
+        assert rest.lengths[0] * (part.stop - part.start) <= 64
+        scored += rest.lengths[part].tolist()
+        rest = rest.without(part)
+    assert scored == [*range(32, 27, -1), *range(21, 0, -1)]

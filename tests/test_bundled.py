@@ -67,7 +67,7 @@ def test_tokens_are_the_same_wherever_the_parts_end(monkeypatch: pytest.MonkeyPa
     pairs = [(f"query {i}", "word " * (i * 70)) for i in range(10)]
     texts = [text for _, text in pairs]
     whole, offsets = encoder.encode(pairs), encoder.offsets(texts)
-    monkeypatch.setattr(_tokenize, "_AT_ONCE", 3)
+    monkeypatch.setattr(_pairs, "_AT_ONCE", 3)
     for pair, expected in zip(encoder.encode(pairs), whole, strict=True):
         assert pair.ids.tolist() == expected.ids.tolist()
         assert pair.type_ids.tolist() == expected.type_ids.tolist()

@@ -16,8 +16,9 @@ from checkpoints import QUERY, TEXTS, tiny
 from test_backends import converted
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from rerank_plugins import Reranker
-from rerank_plugins.backends._merge import Cancellation, Cancelled, SharedBatches, cancellation
+from rerank_plugins import Reranker, _threads
+from rerank_plugins._cancellation import Cancellation, Cancelled, cancellation
+from rerank_plugins.backends._merge import SharedBatches
 from rerank_plugins.backends._pairs import EncodedPair, PairEncoder
 from rerank_plugins.backends.base import Batch, LocalBackend
 from rerank_plugins.batching import BatchCost
@@ -545,6 +546,32 @@ async def test_the_event_loop_starts_one_thread_at_most(gated: tuple[Gated, Call
 
 
 # -- everything at once -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refused", ["rerank-plugins-start", "rerank-plugins_"])
+async def test_a_thread_that_cannot_be_started_is_an_error_and_no_hang(
+    refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def no_more(thread: threading.Thread) -> None:
+        if thread.name.startswith(refused):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    _threads._executors.cache_clear()
+    backend = FakeBackend()
+    reranker = Reranker(backend)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await asyncio.wait_for(reranker.arank("panda", ["a panda", "a bear"]), WAIT)
+    # Once there are threads again, nothing of the failed call is made.
+    ranking = await asyncio.wait_for(reranker.arank("panda", ["the panda", "no bear"]), WAIT)
+    assert ranking[0].text == "the panda"
+    await asyncio.sleep(0.05)
+    assert sum(map(len, backend.calls)) == 2
+    _threads._executors.cache_clear()
 
 
 def test_nothing_is_lost_among_errors_cancellations_and_deaths() -> None:

@@ -17,7 +17,6 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import modeling_flash_attention_utils as flash
 
 from rerank_plugins import Reranker
-from rerank_plugins.backends._late_interaction import build_cross_encoder
 from rerank_plugins.backends.torch import TorchBackend
 
 FAMILIES = ("bert", "xlm-roberta", "modernbert")
@@ -160,14 +159,11 @@ def test_a_flattened_batch_that_the_memory_cannot_hold_is_halved(monkeypatch: py
 
 @pytest.mark.usefixtures("flash_attention")
 def test_what_cannot_be_flattened_stays_padded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ours = build_cross_encoder(tiny("bert"))
-    ours.save_pretrained(str(tmp_path / "ours"), create_model_card=False)
     refusing = CrossEncoder(headed("bert"))
     refusing[0].unpad_inputs = False
     refusing.save_pretrained(str(tmp_path / "refusing"), create_model_card=False)
     cases = [
         (tiny("bert"), "bf16"),  # its head reads the first token of each row
-        (str(tmp_path / "ours"), "bf16"),
         (str(tmp_path / "refusing"), "bf16"),
         (headed("bert"), "fp32"),  # flash attention knows half precision alone
     ]

@@ -15,12 +15,12 @@ from checkpoints import _tokenizer, tiny
 from typer.testing import CliRunner
 
 from rerank_plugins import Reranker
-from rerank_plugins.backends._late_interaction import build_cross_encoder
 from rerank_plugins.cli import _app
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
 from rerank_plugins.training import TrainedRetriever, train_retriever
 from rerank_plugins.training._data import is_held_out, read_triples
 from rerank_plugins.training._mining import BiEncoder
+from rerank_plugins.training._model import start as start_model
 from rerank_plugins.training._retriever import COSINE_MARGIN, _margins
 
 # What follows what must be learnt: no word of a query is in its answer.
@@ -169,8 +169,8 @@ def test_the_model_serves_langchain_mining_and_training(whole: tuple[TrainedRetr
     mined = BiEncoder(trained.path, device="cpu").encode(texts)
     # In bfloat16 where the processor has it.
     np.testing.assert_allclose(mined, expected, atol=0.02)
-    trunk = build_cross_encoder(trained.path, device="cpu")
-    assert np.isfinite(trunk.predict([("panda", "the bamboo")], show_progress_bar=False)).all()
+    cross = start_model(trained.path, 0)
+    assert np.isfinite(cross.predict([("panda", "the bamboo")], show_progress_bar=False)).all()
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import copy
 import gzip
 import json
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +12,14 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import tiny
-from transformers import AutoTokenizer, BertModel
+from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder
+from transformers import AutoModel, AutoTokenizer
 
 from rerank_plugins import Reranker
 from rerank_plugins._minilm import minilm_directory
-from rerank_plugins.backends._late_interaction import (
-    LateInteractionScore,
-    build_cross_encoder,
-    load_cross_encoder,
-)
-from rerank_plugins.conversion import convert
+from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
-from rerank_plugins.models import bundled_directory
 from rerank_plugins.training import (
     Group,
     Pair,
@@ -35,7 +29,6 @@ from rerank_plugins.training import (
     train,
 )
 from rerank_plugins.training import _api as api
-from rerank_plugins.training._bundled import SHARED_WORDS, shared_words
 from rerank_plugins.training._data import (
     evaluation_groups,
     groups_from_pairs,
@@ -48,14 +41,8 @@ from rerank_plugins.training._data import (
     write_groups,
 )
 from rerank_plugins.training._loop import Scorer, batches, evaluate_groups, ndcg
-from rerank_plugins.training._mining import (
-    distilled_groups,
-    labelled_groups,
-    pseudo_queries,
-    top,
-    without_sentence,
-)
-from rerank_plugins.training._warm_start import from_graph
+from rerank_plugins.training._mining import labelled_groups, top
+from rerank_plugins.training._model import fold, miner_of, start
 
 # What follows what must be learnt: no word of a query is in its answer.
 RIDDLES = {
@@ -76,12 +63,12 @@ def riddles(count: int, seed: int) -> list[Group]:
 
 
 def tiny_model() -> Any:
-    return build_cross_encoder(tiny("bert"), max_length=64, device="cpu", model_kwargs={"attn_implementation": "eager"})
+    return start(tiny("bert"), 0)
 
 
 def config(**changes: Any) -> TrainingConfig:
     settings: dict[str, Any] = {
-        "steps": 60, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "freeze_embeddings": False,
+        "steps": 60, "learning_rate": 3e-3, "head_learning_rate": 1e-2,
         "ema": 0.9, "bf16": False, "evaluations": 3, "checkpoint_s": 0.0, "device": "cpu", "max_length": 32,
     }  # fmt: skip
     return TrainingConfig(**(settings | changes))
@@ -227,274 +214,6 @@ def test_likely_false_negatives_are_left_out() -> None:
     assert group.target[0] > 0.6
 
 
-def test_pseudo_queries_come_from_their_passage() -> None:
-    sentences = [f"Sentence number {n} tells about topic{n} and topic{n + 1} in some detail." for n in range(30)]
-    passages = [("Title", " ".join(sentences[n : n + 4])) for n in range(25)]
-
-    made = pseudo_queries(passages, 80, seed=1)
-
-    assert len(made) == 80
-    assert {kind for _, _, kind in made} >= {"keywords", "span", "sentence"}
-    for query, source, kind in made:
-        text = passages[source][1]
-        if kind == "keywords":
-            assert all(word in text.lower() for word in query.split())
-        elif kind != "title":
-            assert query in text
-    assert pseudo_queries(passages, 80, seed=1) == made
-    assert sentences[1] not in without_sentence(" ".join(sentences[:4]), sentences[1])
-
-
-def test_distilled_targets_follow_the_encoder() -> None:
-    texts = [f"text {n}" for n in range(60)]
-    vectors = unit(*([1.0, n / 20] for n in range(60)))
-
-    (group,) = distilled_groups([("query", 0, "span")], vectors[:1], texts, vectors, size=8, seed=0)
-
-    assert group.passages[0] == "text 0"
-    assert len(set(group.passages)) == 8
-    order = [int(text.split()[1]) for text in group.passages]
-    assert [t for _, t in sorted(zip(order, group.target, strict=True))] == sorted(group.target, reverse=True)
-    assert sum(group.target) == pytest.approx(1.0, abs=1e-3)
-
-
-def test_shared_words_add_to_the_cosines_of_cut_queries() -> None:
-    texts = ["ships sail on water", "ships sail on ice", *(f"ships carry cargo {n}" for n in range(60))]
-    vectors = unit(*([1.0, 0.0] for _ in texts))
-    bonus = shared_words(AutoTokenizer.from_pretrained(minilm_directory("train")), texts)
-
-    (group,) = distilled_groups([("sail on water", 0, "span")], vectors[:1], texts, vectors, size=8, bonus=bonus)
-
-    found = bonus("sail on water", texts)
-    assert found[0] > found[1] > found[2] == 0
-    assert found[0] < SHARED_WORDS
-    assert group.target[0] == max(group.target)
-    # What other passages stand beside it changes nothing: longer ones pad it.
-    assert bonus("sail on water", [texts[0], texts[2] * 9])[0] == pytest.approx(found[0])
-
-
-# --- the head ---
-
-
-def features(segments: list[tuple[int, int]], width: int, dim: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random vectors of pairs with so many query and document tokens, [CLS] and [SEP]s beside them."""
-    mask, types = (
-        torch.zeros(len(segments), width, dtype=torch.long),
-        torch.zeros(len(segments), width, dtype=torch.long),
-    )
-    hidden = torch.zeros(len(segments), width, dim)
-    for row, (query, document) in enumerate(segments):
-        length = query + document + 3
-        hidden[row, :length] = torch.randn(length, dim, generator=torch.Generator().manual_seed(seed + row))
-        mask[row, :length] = 1
-        types[row, query + 2 : length] = 1
-    # Words of a small vocabulary, so that query and document share some.
-    ids = torch.randint(3, 9, mask.shape, generator=torch.Generator().manual_seed(seed)) * mask
-    return {"token_embeddings": hidden, "input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-
-
-def test_head_is_what_its_docstring_says() -> None:
-    head = LateInteractionScore(8, 9)
-    with torch.no_grad():
-        head.linear.weight.normal_(generator=torch.Generator().manual_seed(1))
-        head.linear.bias.fill_(0.3)
-        head.scale.fill_(0.5)
-        head.shift.fill_(-1.0)
-    given = features([(3, 5)], 14)
-
-    hidden = given["token_embeddings"][0]
-    query, document = hidden[1:4], hidden[5:10]
-    cosine = torch.cosine_similarity(query.mean(0), document.mean(0), dim=0)
-    maxsim = torch.cosine_similarity(query[:, None], document[None], dim=-1).amax(1).mean()
-    expected = 0.5 * (head.linear(hidden[0])[0] + 14 * cosine + 6 * maxsim) - 1
-
-    assert head(given)["scores"].shape == (1, 1)
-    assert head(given)["scores"].item() == pytest.approx(expected.item(), abs=1e-4)
-
-
-def rare_and_common() -> LateInteractionScore:
-    """A head that knows that token 3 is rare, and that every document has token 8."""
-    head = LateInteractionScore(8, 9)
-    head.know_rarity([[8, 8, 3], *([8, token] for token in (4, 5, 6, 7) * 3)], special=[0, 1, 2])
-    return head
-
-
-def test_rarity_is_the_idf_of_bm25() -> None:
-    head = rare_and_common()
-
-    assert head.idf[3] == pytest.approx(np.log(1 + 12.5 / 1.5))
-    assert head.idf[4] == pytest.approx(np.log(1 + 10.5 / 3.5))
-    assert head.idf[8] == pytest.approx(np.log(1 + 0.5 / 13.5))
-    assert not head.idf[:3].any()
-    with pytest.raises(InputError, match="at least one document"):
-        head.know_rarity([])
-
-
-def test_shared_words_count_by_how_rare_they_are() -> None:
-    head, without = rare_and_common(), LateInteractionScore(8, 9)
-    given = features([(3, 5)], 14)
-
-    def lexical(query: list[int], document: list[int]) -> float:
-        given["input_ids"][0, :11] = torch.tensor([1, *query, 2, *document, 2])
-        return head(given)["scores"].item() - without(given)["scores"].item()
-
-    usual = 0.9 * (0.6 + 0.4 * 5 / 80)
-    weight = 7 * (5 / 120) ** 0.3
-    idf = head.idf
-    assert lexical([3, 4, 8], [5, 6, 5, 6, 7]) == pytest.approx(0, abs=1e-5)
-    assert lexical([3, 3, 3], [5, 3, 5, 3, 7]) == pytest.approx(weight * 2 / (2 + usual), abs=1e-4)
-    mixed = (idf[3] * 1 / (1 + usual) + idf[8] * 3 / (3 + usual)) / (idf[3] + idf[8] + idf[4])
-    assert lexical([3, 4, 8], [8, 8, 3, 8, 7]) == pytest.approx(float(weight * mixed), abs=1e-4)
-    assert lexical([3, 4, 8], [3, 5, 5, 5, 5]) > lexical([3, 4, 8], [8, 8, 8, 8, 8])
-    # [SEP] of both texts is no shared word, and [UNK] no known one.
-    assert lexical([2, 2, 2], [2, 2, 2, 2, 2]) == pytest.approx(0, abs=1e-5)
-
-
-@pytest.mark.parametrize(("length", "share"), [(1, (1 / 120) ** 0.3), (60, 0.5**0.3), (120, 1.0), (300, 1.0)])
-def test_shared_words_count_less_in_short_documents(length: int, share: float) -> None:
-    head = rare_and_common()
-    ids = torch.full((1, length + 1), 3)
-    query = torch.cat([torch.ones(1, 1), torch.zeros(1, length)], 1)
-
-    found = float(head.lexical(ids, query, 1 - query))
-
-    assert found == pytest.approx(share * length / (length + 0.9 * (0.6 + 0.4 * length / 80)), abs=1e-5)
-
-
-both_heads = pytest.mark.parametrize("make", [lambda: LateInteractionScore(8, 9), rare_and_common])
-
-
-@both_heads
-def test_head_does_not_see_padding(make: Callable[[], LateInteractionScore]) -> None:
-    head = make()
-    narrow, wide = features([(3, 5)], 11), features([(3, 5)], 32)
-    wide["input_ids"][0, :11] = narrow["input_ids"][0]
-    wide["token_embeddings"][0, 11:] = 7.0
-
-    torch.testing.assert_close(head(narrow)["scores"], head(wide)["scores"])
-
-
-@both_heads
-@pytest.mark.parametrize("segments", [(0, 0), (0, 4), (4, 0), (1, 1)])
-def test_head_is_finite_without_tokens(segments: tuple[int, int], make: Callable[[], LateInteractionScore]) -> None:
-    given = features([segments], 12)
-    given["token_embeddings"].requires_grad_()
-    head = make()
-
-    score = head(given)["scores"]
-    score.sum().backward()
-
-    assert torch.isfinite(score).all()
-    assert torch.isfinite(given["token_embeddings"].grad).all()  # type: ignore[arg-type]
-    given["attention_mask"] = torch.zeros_like(given["attention_mask"])
-    assert torch.isfinite(head({**given, "token_embeddings": torch.zeros(1, 12, 8)})["scores"]).all()
-
-
-def test_head_needs_segments(tmp_path: Path) -> None:
-    given = features([(2, 2)], 8)
-    del given["token_type_ids"]
-
-    with pytest.raises(ModelLoadError, match="token_type_ids"):
-        LateInteractionScore(8, 9)(given)
-    with pytest.raises(ModelLoadError, match="token_type_ids"):
-        build_cross_encoder(tiny("roberta"), device="cpu")
-
-
-def token_vectors(model: Any, query: str, *texts: str) -> Any:
-    """Vectors of the first text's pair, padded to the longest."""
-    tokens = model[0].tokenizer([query] * len(texts), list(texts), padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        return model[0](dict(tokens))["token_embeddings"][0]
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_far_below_zero_the_bias_parts_the_texts(attention: str) -> None:
-    model, faint, free = (
-        build_cross_encoder(
-            tiny("bert"), device="cpu", cross_bias=bias, model_kwargs={"attn_implementation": attention}
-        ).eval()
-        for bias in (-1e4, -3.0, 0.0)
-    )
-    query = "what of panda"
-    length = len(model[0].tokenizer(query)["input_ids"])
-
-    def change(of: Any) -> float:
-        one, other = (token_vectors(of, query, text)[:length] for text in ("the bamboo", "no capital"))
-        return float((one - other).abs().max())
-
-    assert change(model) == 0
-    assert 0 < change(faint) < change(free)
-    # The text still reads [CLS], as it did alone.
-    assert (token_vectors(model, "paris", "the bamboo")[-1] - token_vectors(model, "fox", "the bamboo")[-1]).any()
-
-
-def test_the_bias_leaves_padding_unseen() -> None:
-    model = tiny_model().eval()
-    alone = token_vectors(model, "what of panda", "the bamboo")
-
-    beside = token_vectors(model, "what of panda", "the bamboo", "the bamboo " * 9)
-
-    torch.testing.assert_close(beside[: len(alone)], alone)
-    half = build_cross_encoder(tiny("bert"), device="cpu", model_kwargs={"dtype": torch.float16}).eval()
-    assert torch.isfinite(token_vectors(half, "what of panda", "the bamboo", "the bamboo " * 9)).all()
-
-
-@pytest.mark.parametrize(("family", "bias"), [("bert", -3), ("electra", -3), ("deberta-v2", 0)])
-def test_only_trunks_that_add_their_mask_get_a_bias(family: str, bias: float) -> None:
-    model = build_cross_encoder(tiny(family), max_length=64, device="cpu").eval()
-
-    assert model[1].cross_bias == bias
-    text = model.predict([("what of panda", "the bamboo")], activation_fn=torch.nn.Identity())
-    beside = model.predict(
-        [("what of panda", "the bamboo"), ("paris", "the capital " * 9)], activation_fn=torch.nn.Identity()
-    )
-    assert np.isfinite(beside).all()
-    np.testing.assert_allclose(beside[:1], text, atol=1e-4)
-
-
-def test_a_copy_has_a_trunk_of_its_own() -> None:
-    model = tiny_model().eval()
-    copied = copy.deepcopy(model)
-    before = token_vectors(model, "what of panda", "the bamboo")
-    with torch.no_grad():
-        for parameter in copied[0].parameters():
-            parameter.zero_()
-
-    torch.testing.assert_close(token_vectors(model, "what of panda", "the bamboo"), before)
-    assert not token_vectors(copied, "what of panda", "the bamboo").any()
-
-
-def test_without_a_bias_the_trunk_is_as_it_was() -> None:
-    model = build_cross_encoder(tiny("bert"), device="cpu", cross_bias=0.0).eval()
-    trunk = BertModel.from_pretrained(tiny("bert")).eval()
-    tokens = model[0].tokenizer(["what of panda"], ["the bamboo"], return_tensors="pt")
-
-    with torch.inference_mode():
-        expected = trunk(**tokens).last_hidden_state[0]
-
-    torch.testing.assert_close(token_vectors(model, "what of panda", "the bamboo"), expected)
-
-
-def test_a_saved_model_is_loaded_without_remote_code(tmp_path: Path) -> None:
-    model = tiny_model()
-    with torch.no_grad():
-        model[1].linear.weight.normal_()
-        model[1].shift.fill_(2.0)
-    pairs = [("what of panda", "the bamboo"), ("paris", "the capital " * 40)]
-    expected = model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
-    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
-
-    loaded = load_cross_encoder(tmp_path / "model", device="cpu")
-
-    found = loaded.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert loaded.num_labels == 1
-    assert loaded[1].cross_bias == model[1].cross_bias != 0
-    (tmp_path / "model" / "1_LateInteractionScore" / "model.safetensors").unlink()
-    with pytest.raises(ModelLoadError, match="could not be loaded"):
-        load_cross_encoder(tmp_path / "model", device="cpu")
-
-
 # --- measuring and calibrating ---
 
 
@@ -604,9 +323,12 @@ def test_train_makes_a_model_that_loads(tmp_path: Path) -> None:
     assert trained.conversion.weights == "int8"
     assert trained.ece_after is not None
     assert news
-    loaded = load_cross_encoder(tmp_path / "model", device="cpu")
-    assert float(loaded[1].scale) == pytest.approx(trained.scale)
-    assert np.isfinite(loaded.predict([("panda", "the bamboo")], show_progress_bar=False)).all()
+    # Any library loads it.
+    loaded = CrossEncoder(str(tmp_path / "model"), device="cpu")
+    theirs = loaded.predict([("panda", "the bamboo")], show_progress_bar=False)
+    ours = Reranker(tmp_path / "model", backend="torch", device="cpu").score("panda", ["the bamboo"])
+    assert theirs == pytest.approx(ours, abs=1e-5)
+    assert trained.calibration is not None
     assert (tmp_path / "model" / "onnx" / "model.onnx").is_file()
     facts = json.loads((tmp_path / "model" / "training.json").read_text())
     assert facts["result"]["steps"] == 6
@@ -623,11 +345,6 @@ def test_train_makes_a_model_that_loads(tmp_path: Path) -> None:
         export=False,
     )
     assert again.conversion is None
-    tokenizer = loaded[0].tokenizer
-    words = tokenizer("the bamboo", add_special_tokens=False)["input_ids"]
-    assert (loaded[1].idf[words] > 0).all()
-    assert not loaded[1].idf[tokenizer.all_special_ids].any()
-    assert torch.equal(load_cross_encoder(again.path, device="cpu")[1].idf, loaded[1].idf)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes of files")
@@ -695,11 +412,13 @@ def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
         train(path, tmp_path / "out", trunk=tiny("bert"), steps=1)
 
 
+@pytest.mark.bundled
 def test_the_bundled_model_can_be_trained_further(tmp_path: Path) -> None:
-    model = from_graph(bundled_directory() / "model.onnx")
+    model = start(None, 0)
     texts = ["git revert undoes a commit", "git add stages files", "a fox jumps over a dog"]
     got = model.predict([("how do I undo a commit", text) for text in texts], activation_fn=torch.nn.Identity())
-    assert np.abs(got - Reranker(precision="fp32").logits("how do I undo a commit", texts)).max() < 1e-3
+    # Rounded activations are what tells them apart.
+    assert np.abs(got - Reranker().logits("how do I undo a commit", texts)).max() < 0.3
     data = tmp_path / "pairs.jsonl"
     data.write_text(
         "".join(
@@ -708,29 +427,46 @@ def test_the_bundled_model_can_be_trained_further(tmp_path: Path) -> None:
             for answer in RIDDLES.values()
         )
     )
-    trained = train(data, tmp_path / "mine", trunk="bundled", steps=1, mine=False, export=False)
+    trained = train(data, tmp_path / "mine", steps=1, mine=False, export=False)
     assert "base_model" not in (trained.path / "README.md").read_text()
-    # A few pairs say less of how rare words are than what the bundled model knows.
-    assert torch.equal(load_cross_encoder(trained.path, device="cpu")[1].idf, model[1].idf)
     assert Reranker(trained.path, backend="torch").rank("what of paris", ["the bamboo", "the capital"]).items
 
 
-def test_what_is_learned_from_rounded_weights_outlives_rounding_them_again() -> None:
-    graph = bundled_directory() / "model.onnx"
-    rounded, drawn = from_graph(graph), from_graph(graph, seed=3)
-    for number in (0, 5):
-        here, there = (model[0].auto_model.encoder.layer[number].output.dense.weight for model in (rounded, drawn))
-        step = here.abs().amax(1, keepdim=True) / 127
-        integers = (here / step).round()
-        # But for the few at half a step, where the last bit of a float decides.
-        assert ((there / step).round() != integers).float().mean() < 1e-4
-        # Training moves every weight by a fifth of a step.
-        assert torch.equal((here / step + 0.2).round(), integers)
-        moved = (there / step + 0.2).round() - integers
-        assert moved.mean().item() == pytest.approx(0.2, abs=0.01)
+def test_an_encoder_gets_a_fresh_head_and_mines(tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    AutoModel.from_pretrained(tiny("bert")).save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(tiny("bert")).save_pretrained(encoder)
+    one, same, other = start(encoder, 0), start(encoder, 0), start(encoder, 1)
+    heads = [model[0].auto_model.classifier.weight for model in (one, same, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert miner_of(encoder) == encoder
+    assert miner_of(tiny("bert")) == minilm_directory("train")
+    assert miner_of(None) == minilm_directory("train")
 
 
-def test_a_graph_without_our_head_is_refused(tmp_path: Path) -> None:
-    convert(tiny("bert"), tmp_path, int8=True)
-    with pytest.raises(ModelLoadError, match="no late-interaction head"):
-        from_graph(tmp_path / "model.onnx")
+@pytest.mark.parametrize("family", ["bert-nli", "bert-2class"])
+def test_a_model_with_several_classes_is_refused(family: str) -> None:
+    with pytest.raises(ConfigurationError, match="classes; expected a cross-encoder with one logit"):
+        start(tiny(family), 0)
+
+
+def test_an_encoder_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    AutoModel.from_pretrained(tiny("bert")).save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(tiny("bert")).save_pretrained(encoder)
+    tensors = load_file(encoder / "model.safetensors")
+    kept = {name: value for name, value in tensors.items() if "encoder.layer.1." not in name}
+    save_file(kept, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match="layer"):
+        start(encoder, 0)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "modernbert"])
+def test_a_calibration_becomes_part_of_the_last_layer(family: str) -> None:
+    model = start(tiny(family), 0)
+    pairs = [("what of panda", "the bamboo"), ("what of panda", "the capital")]
+    before = model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    assert fold(model, Calibration(2.0, -3.0))
+    after = model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    np.testing.assert_allclose(after, 2 * before - 3, atol=1e-4)

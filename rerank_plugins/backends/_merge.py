@@ -11,7 +11,6 @@ References:
 
 from __future__ import annotations
 
-import contextvars
 import os
 import threading
 import weakref
@@ -21,45 +20,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from rerank_plugins._cancellation import Cancelled, cancellation
 from rerank_plugins._deadline import DeadlineExceeded, remaining_s
+from rerank_plugins._fork import fork_waits
 from rerank_plugins.backends._pairs import EncodedPair
 from rerank_plugins.batching import BatchCost, Waiting, next_batch
 from rerank_plugins.errors import ScoringError
 
-__all__ = ["Cancellation", "Cancelled", "SharedBatches", "cancellation"]
+__all__ = ["SharedBatches"]
 
 Run: TypeAlias = Callable[[list[EncodedPair]], NDArray[np.float32]]
 """Scores one batch: logits, float32, shape (n_pairs, n_labels)."""
-
-
-class Cancelled(Exception):
-    """Ends the thread of a call whose caller has gone: nobody is left to see it."""
-
-
-class Cancellation:
-    """Tells the thread of a call that nobody waits for its result any more."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        self._wakes: set[threading.Event] = set()
-
-    def cancel(self) -> None:
-        """Drop what is not scored yet. Never blocks, so that an event loop can call it."""
-        self.cancelled = True
-        for wake in list(self._wakes):
-            wake.set()
-
-    def add(self, wake: threading.Event) -> None:
-        """Set `wake` when cancelled."""
-        self._wakes.add(wake)
-
-    def discard(self, wake: threading.Event) -> None:
-        """Forget `wake`."""
-        self._wakes.discard(wake)
-
-
-cancellation: contextvars.ContextVar[Cancellation | None] = contextvars.ContextVar("cancellation", default=None)
-"""How the call that runs in this context can be cancelled; None where it cannot."""
 
 
 class _Call:
@@ -166,7 +137,8 @@ class SharedBatches:
     def _run(self, parts: list[tuple[_Call, slice]]) -> None:
         pairs = [call.pairs[i] for call, part in parts for i in call.waiting.positions[part]]
         try:
-            logits = parts[0][0].run(pairs)
+            with fork_waits():
+                logits = parts[0][0].run(pairs)
             if logits.ndim != 2 or len(logits) != len(pairs):
                 raise ScoringError(
                     f"forward must return shape ({len(pairs)}, n_labels) for {len(pairs)} pairs; it returned "

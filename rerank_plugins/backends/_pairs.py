@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,10 @@ __all__ = ["EncodedPair", "PairEncoder"]
 
 _AT_ONCE = 256
 """Texts that the tokenizer takes at once: what it gives for a text takes ten times the memory of the token ids."""
+_CHARACTERS_PER_TOKEN = 8
+"""How much of a long text is tokenised at first; more where it gives too few tokens."""
+_MARGIN = 64
+"""Tokens beyond the maximum length that must be there too: the last ones before a cut may be others without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class PairEncoder:
         Raises:
             InputError: A query is so long that no token of the text fits beside it.
         """
+        short = self._beginnings({part for pair in pairs for part in pair})
+        pairs = [(short[query], short[text]) for query, text in pairs]
         if self.query_limit is not None:
             cut = {query: self._cut_query(query, self.query_limit) for query in {query for query, _ in pairs}}
             encoded = self._encode([(cut[query], text) for query, text in pairs])
@@ -112,15 +118,42 @@ class PairEncoder:
             ]
         return self._encode(pairs)
 
+    def _beginnings(self, texts: Iterable[str]) -> dict[str, str]:
+        """Of each text so much that its tokens within the maximum length are those of all of it."""
+        whole = {text: scorable(text) for text in texts}
+        result: dict[str, str] = {}
+        wanted = self.max_length + _MARGIN
+        size = _CHARACTERS_PER_TOKEN * wanted
+        while True:
+            result |= {text: clean for text, clean in whole.items() if len(clean) <= size}
+            whole = {text: clean for text, clean in whole.items() if len(clean) > size}
+            if not whole:
+                return result
+            heads = {text: _head(clean, size) for text, clean in whole.items()}
+            # Without white space to cut at, a cut one character later must give the same.
+            again = {text: clean[: size + 1] for text, clean in whole.items() if len(heads[text]) == size}
+            ids = dict(zip(heads, self._text_ids(heads.values()), strict=True))
+            ids_again = dict(zip(again, self._text_ids(again.values()), strict=True))
+            for text, head in heads.items():
+                kept = ids[text][: self.max_length]
+                if len(ids[text]) >= wanted and ids_again.get(text, kept)[: self.max_length] == kept:
+                    result[text] = head
+                    del whole[text]
+            size *= 4
+
+    def _text_ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        encode = partial(self.tokenizer.encode_batch_fast, add_special_tokens=False)
+        return (encoding.ids for encoding in _in_parts(encode, list(texts)))
+
     def _cut_query(self, query: str, limit: int) -> str:
         (offsets,) = self.offsets([query])
-        return query if len(offsets) <= limit else scorable(query)[: offsets[limit - 1][1]]
+        return query if len(offsets) <= limit else query[: offsets[limit - 1][1]]
 
     def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         if self.render is not None:
             return self._encode_rendered(pairs)
         prefix = self.instruction or ""
-        texts = [(scorable(prefix + query), scorable(text)) for query, text in pairs]
+        texts = [(scorable(prefix) + query, text) for query, text in pairs]
         encodings = _in_parts(self.tokenizer.encode_batch_fast, texts)
         return [self._cut_pair(encoding, pair[0]) for encoding, pair in zip(encodings, pairs, strict=True)]
 
@@ -140,7 +173,7 @@ class PairEncoder:
 
     def _encode_rendered(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
         assert self.render is not None
-        prompts = self.render([(scorable(query), scorable(text)) for query, text in pairs], self.instruction)
+        prompts = self.render(pairs, self.instruction)
         # The template writes its special tokens itself.
         encodings = _in_parts(partial(self.tokenizer.encode_batch_fast, add_special_tokens=False), prompts)
         result = []
@@ -150,7 +183,7 @@ class PairEncoder:
             truncated = len(ids) > self.max_length
             if truncated:
                 if query not in fixed:
-                    (bare,) = self.render([(scorable(query), "")], self.instruction)
+                    (bare,) = self.render([(query, "")], self.instruction)
                     fixed[query] = len(self.tokenizer.encode(bare, add_special_tokens=False).ids)
                 if fixed[query] >= self.max_length:
                     raise _query_too_long(query, fixed[query], self.max_length)
@@ -164,6 +197,12 @@ class PairEncoder:
         return [list(encoding.offsets) for encoding in _in_parts(encode, [scorable(text) for text in texts])]
 
 
+def _head(text: str, size: int) -> str:
+    """At most `size` characters, cut before white space if there is some in their second half."""
+    before = text[:size].rsplit(None, 1)[:-1]
+    return before[0] if before and len(before[0]) >= size // 2 else text[:size]
+
+
 def _in_parts(encode: Callable[[list[Any]], list[Encoding]], texts: list[Any]) -> Iterator[Encoding]:
     for start in range(0, len(texts), _AT_ONCE):
         yield from encode(texts[start : start + _AT_ONCE])
@@ -171,7 +210,7 @@ def _in_parts(encode: Callable[[list[Any]], list[Encoding]], texts: list[Any]) -
 
 def _query_too_long(query: str, fixed: int, max_length: int) -> InputError:
     return InputError(
-        f"The query leaves no room for a text: it takes {fixed} tokens with the special ones, and the maximum length "
-        f"is {max_length}. Shorten the query, let it be cut by truncate_query=True, raise max_length, or use a model "
-        f"that takes more. The query begins: {query[:80]!r}"
+        f"The query leaves no room for a text: it takes {fixed} tokens or more with the special ones, and the maximum "
+        f"length is {max_length}. Shorten the query, let it be cut by truncate_query=True, raise max_length, or use a "
+        f"model that takes more. The query begins: {query[:80]!r}"
     )

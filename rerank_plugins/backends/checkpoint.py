@@ -20,10 +20,7 @@ from rerank_plugins.backends._weights import is_lfs_pointer
 from rerank_plugins.backends.graphs import Graph
 from rerank_plugins.errors import ModelLoadError
 
-__all__ = ["OUR_HEAD", "Checkpoint", "Prompt"]
-
-OUR_HEAD = "rerank_plugins.backends._late_interaction.LateInteractionScore"
-"""Type, in ``modules.json``, of the head that this package makes."""
+__all__ = ["Checkpoint", "Prompt"]
 
 _MOST_MODULES = 100
 _NO_LIMIT = 10**9

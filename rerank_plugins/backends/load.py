@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rerank_plugins import models
+from rerank_plugins._fork import fork_waits, with_a_team
 from rerank_plugins.backends._files import ModelFiles
 from rerank_plugins.backends._weights import why_no_weights
 from rerank_plugins.backends.base import Backend, LocalBackend
@@ -54,14 +55,15 @@ def load_backend(settings: Settings) -> Backend:
         ModelLoadError: The model is missing, incomplete or unreadable.
     """
     spec = settings.for_loading()
-    with _registry_lock:
-        lock = _loading.setdefault(spec, threading.Lock())
-    with lock:
-        backend = _loaded.get(spec)
-        if backend is None:
-            backend = _load(spec)
-            _loaded[spec] = backend
-        return backend
+    with fork_waits():
+        with _registry_lock:
+            lock = _loading.setdefault(spec, threading.Lock())
+        with lock:
+            backend = _loaded.get(spec)
+            if backend is None:
+                backend = with_a_team(lambda: _load(spec))
+                _loaded[spec] = backend
+            return backend
 
 
 def _engine(name: str) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import _engines
+from rerank_plugins._fork import PerProcess
 from rerank_plugins.backends._graph_engine import Feeds, GraphBackend, check_device, graph_error, source, take_graph
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.graphs import Graph
@@ -72,12 +74,15 @@ class OnnxBackend(GraphBackend):
         self, checkpoint: Checkpoint, graph: Graph, *, precision: str = "fp32", threads: int | None = None
     ) -> None:
         super().__init__(checkpoint, graph, precision)
-        self._session, self.made = _open(graph, self.calibration(), threads, checkpoint.name)
+        self._open = functools.partial(_open, graph, self.calibration(), threads, checkpoint.name)
+        self._opened: PerProcess[tuple[Any, str]] = PerProcess()
+        _, self.made = self._opened.get(self._open)
         self.try_out()
 
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""
-        (logits,) = self._session.run([self.output], feeds)
+        session, _ = self._opened.get(self._open)
+        (logits,) = session.run([self.output], feeds)
         return np.asarray(logits)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import queue
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import _engines
+from rerank_plugins._fork import PerProcess
 from rerank_plugins._machine import bf16_is_slow
 from rerank_plugins.backends._graph_engine import Feeds, GraphBackend, check_device, graph_error, source, take_graph
 from rerank_plugins.backends.checkpoint import Checkpoint
@@ -93,22 +95,25 @@ class OpenVinoBackend(GraphBackend):
         self, checkpoint: Checkpoint, graph: Graph, *, precision: str = "fp32", threads: int | None = None
     ) -> None:
         super().__init__(checkpoint, graph, precision)
-        self._compiled, self._idle, self.made = _open(
-            graph, self.calibration(), precision=precision, threads=threads, model=checkpoint.name
+        self._open = functools.partial(
+            _open, graph, self.calibration(), precision=precision, threads=threads, model=checkpoint.name
         )
-        outputs = self._compiled.outputs
-        self._position = next((i for i, value in enumerate(outputs) if self.output in value.get_names()), 0)
+        self._opened: PerProcess[tuple[Any, queue.SimpleQueue[Any], str]] = PerProcess()
+        compiled, _, self.made = self._opened.get(self._open)
+        named = (self.output in value.get_names() for value in compiled.outputs)
+        self._position = next((i for i, found in enumerate(named) if found), 0)
         self.try_out()
 
     def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""
+        compiled, idle, _ = self._opened.get(self._open)
         try:
-            request = self._idle.get_nowait()
+            request = idle.get_nowait()
         except queue.Empty:
-            request = self._compiled.create_infer_request()
+            request = compiled.create_infer_request()
         result = request.infer(feeds, share_inputs=True)
         logits = np.array(result[self._position], dtype=np.float32)
-        self._idle.put(request)
+        idle.put(request)
         return logits
 
 

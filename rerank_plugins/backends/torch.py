@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._fork import with_a_team
 from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.backends._weights import check_says
 from rerank_plugins.backends.base import Batch, LocalBackend
@@ -117,8 +118,7 @@ class TorchBackend(LocalBackend):
         import_extra("sentence_transformers", "torch")
         import torch
 
-        from rerank_plugins.backends._cross_encoder import can_pad, reading
-        from rerank_plugins.backends._late_interaction import load_cross_encoder
+        from rerank_plugins.backends.cross_encoder import can_pad, load_checked, reading
 
         self._torch = torch
         self._threads = threads
@@ -128,7 +128,7 @@ class TorchBackend(LocalBackend):
             precision = "fp32"
         dtype = _DTYPES[precision]
         with no_progress_bars():
-            self.model = load_cross_encoder(
+            self.model = load_checked(
                 checkpoint,
                 device=target,
                 trust_remote_code=trust_remote_code,
@@ -241,6 +241,9 @@ class TorchBackend(LocalBackend):
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Raw logits of one batch, shape (n_pairs, n_labels). A batch that the GPU cannot hold is run in halves."""
+        return with_a_team(lambda: self._forward(batch))
+
+    def _forward(self, batch: Batch) -> NDArray[np.float32]:
         from sentence_transformers.util import batch_to_device
 
         torch = self._torch
@@ -268,7 +271,7 @@ class TorchBackend(LocalBackend):
             Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.token_type_ids[rows])
             for rows in (slice(half), slice(half, None))
         ]
-        return np.concatenate([self.forward(part) for part in parts])
+        return np.concatenate([self._forward(part) for part in parts])
 
 
 def default_device() -> str:

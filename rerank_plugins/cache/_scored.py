@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 import threading
-import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins.cache._stores import FileCache, MemoryCache, ScoreStore
+from rerank_plugins.cache._tell import tell
 from rerank_plugins.errors import ConfigurationError
 
-__all__ = ["Pair", "ScoreCache", "WindowLogits", "settings_digest"]
+__all__ = ["Pair", "ScoreCache", "WindowLogits", "as_store", "settings_digest"]
 
 _SCORING_VERSION = 1
 """Raised by a release that scores the same files and settings otherwise than the one before."""
@@ -57,6 +59,8 @@ _lock = threading.Lock()
 _flights: dict[str, _Flight] = {}
 """By key, of all stores: a key says all that decides the logits, so two stores may share what flies."""
 _landed = 0
+_n_labels: dict[bytes, int] = {}
+"""Columns of the logits of what was scored in this process, by settings."""
 
 
 class ScoreCache:
@@ -70,19 +74,25 @@ class ScoreCache:
     """
 
     def __init__(self, cache: int | str | os.PathLike[str] | ScoreStore) -> None:
-        self.store: ScoreStore
-        if isinstance(cache, int) and not isinstance(cache, bool):
-            self.store = MemoryCache(cache)
-        elif isinstance(cache, str | os.PathLike):
-            self.store = FileCache(cache)
-        elif not isinstance(cache, int) and all(callable(getattr(cache, name, None)) for name in ("mget", "mset")):
-            self.store = cache
-        else:
-            raise ConfigurationError(
-                "cache must be None, a number of pairs, the path of a file, a MemoryCache, a FileCache, or a store of "
-                f"bytes with mget and mset, such as LangChain's ByteStore; got {cache!r}."
-            )
+        self.store = as_store(cache)
         self._warned = False
+
+    def prepare(self) -> None:
+        """Open the store now; one that cannot be used is told by a warning.
+
+        Raises:
+            ConfigurationError: The file is something else, or of a newer version.
+        """
+        try:
+            if isinstance(self.store, FileCache):
+                # Writes nothing, and fails where nothing could be written.
+                self.store.mset([])
+            else:
+                list(self.store.mget(["0" * 64]))
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            self._warn("used", error)
 
     def close(self) -> None:
         """Let go of a file; the next use opens it again."""
@@ -90,7 +100,13 @@ class ScoreCache:
             self.store.close()
 
     def scored(
-        self, settings: bytes, pairs: Sequence[Pair], compute: Callable[[list[Pair]], WindowLogits]
+        self,
+        settings: bytes,
+        pairs: Sequence[Pair],
+        compute: Callable[[list[Pair]], WindowLogits],
+        *,
+        n_labels: int | None = None,
+        windows: bool = True,
     ) -> WindowLogits:
         """The logits of distinct pairs: kept ones, those that another thread computes now, and `compute` for the rest.
 
@@ -98,16 +114,32 @@ class ScoreCache:
             settings: Digest of all that decides a logit beside the pair; see `settings_digest`.
             pairs: Distinct (query, text) pairs.
             compute: Called at most once at a time with the pairs that nobody has scored; its error is the caller's.
+            n_labels: Columns of the logits, as far as they are known before anything is scored. Kept rows with others
+                are misses.
+            windows: False if each text is one window. Kept rows with more are misses.
         """
         keys = _keys(settings, pairs)
         before = _landed
-        rows = self._read(keys)
+
+        def read(wanted: Sequence[str]) -> dict[str, _Row]:
+            return _plausible(self._read(wanted), _n_labels.get(settings, n_labels), windows)
+
+        rows = read(keys)
         while missing := {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in rows}:
-            rows.update(self._fly(missing, before, compute))
+            rows.update(self._fly(missing, before, read, compute))
+            computed = [rows[key][0] for key in missing if key in rows]
+            if computed:
+                _n_labels[settings] = computed[0]
+                # One that was kept for another number of classes is scored anew.
+                rows = {key: row for key, row in rows.items() if row[0] == computed[0]}
         return _joined([rows[key] for key in keys])
 
     def _fly(
-        self, missing: dict[str, Pair], before: int, compute: Callable[[list[Pair]], WindowLogits]
+        self,
+        missing: dict[str, Pair],
+        before: int,
+        read: Callable[[Sequence[str]], dict[str, _Row]],
+        compute: Callable[[list[Pair]], WindowLogits],
     ) -> dict[str, _Row]:
         """Compute what no other caller does, then wait for the others; leaves out what they failed at."""
         global _landed
@@ -124,7 +156,7 @@ class ScoreCache:
                         theirs[key] = flight
                 landed_since = _landed != before
             # A flight may have landed between the look into the store and the claim.
-            known = self._read(list(own)) if own and landed_since else {}
+            known = read(list(own)) if own and landed_since else {}
             todo = {key: pair for key, pair in own.items() if key not in known}
             fresh = dict(zip(todo, _rows(compute(list(todo.values())), len(todo)), strict=True)) if todo else {}
             mine.rows = {**known, **fresh}
@@ -175,12 +207,50 @@ class ScoreCache:
     def _warn(self, what: str, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"The score cache {self.store!r} cannot be {what} ({type(error).__name__}: {error}). Scoring goes on "
-                "without it where it fails; this is said once.",
-                RuntimeWarning,
-                stacklevel=2,
+            # What others write into their repr is not known.
+            store = self.store if isinstance(self.store, FileCache | MemoryCache) else type(self.store).__name__
+            tell(
+                f"The score cache {store} cannot be {what} ({type(error).__name__}: {error}). Scoring goes on without "
+                "it where it fails; this is said once."
             )
+
+
+def as_store(cache: int | str | os.PathLike[str] | ScoreStore) -> ScoreStore:
+    """What keeps scores: a number of pairs in memory, the file of a path, or the store that was given.
+
+    An object that is made anew again and again, as a framework does with its configurable ones, keeps its scores if
+    it holds what this returns in place of a number.
+
+    Raises:
+        ConfigurationError: `cache` is none of these.
+    """
+    if isinstance(cache, int) and not isinstance(cache, bool):
+        return MemoryCache(cache)
+    if isinstance(cache, str) and re.fullmatch(r"\s*[+-]?[0-9][0-9_.,]*\s*", cache):
+        raise ConfigurationError(
+            f"cache={cache!r} is a text: for a number of pairs in memory give an int, "
+            f"cache={re.sub('[^0-9]', '', cache)}; for a file of that name its directory too."
+        )
+    if isinstance(cache, str | os.PathLike):
+        return FileCache(cache)
+    if not isinstance(cache, int) and all(callable(getattr(cache, name, None)) for name in ("mget", "mset")):
+        return cache
+    raise ConfigurationError(
+        "cache must be None, a number of pairs, the path of a file, a MemoryCache, a FileCache, or a store of "
+        f"bytes with mget and mset, such as LangChain's ByteStore; got {type(cache).__name__}."
+    )
+
+
+def _plausible(rows: dict[str, _Row], n_labels: int | None, windows: bool) -> dict[str, _Row]:
+    """Without rows that no scoring of the same settings gives."""
+    if n_labels is None and rows:
+        # Nothing of this model was scored yet: what most say.
+        n_labels = Counter(width for width, _, _ in rows.values()).most_common(1)[0][0]
+    return {
+        key: row
+        for key, row in rows.items()
+        if row[0] == n_labels and row[0] >= 1 and (len(row[2]) >= 1 if windows else len(row[2]) == 1)
+    }
 
 
 def settings_digest(*parts: str | int | bool | None) -> bytes:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import sqlite3
+import stat
 import threading
-import warnings
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from rerank_plugins.cache._tell import tell
 from rerank_plugins.errors import ConfigurationError
 
 __all__ = ["FileCache", "MemoryCache", "ScoreStore"]
@@ -21,6 +25,11 @@ T = TypeVar("T")
 _MIN_BYTES = 64 * 1024
 _KEYS_PER_STATEMENT = 500
 _BUSY_TIMEOUT_S = 5.0
+"""How long a lock is waited for that another process holds: SQLite's, or that of ``PATH-lock``."""
+_RETRY_S = 30.0
+"""How long the file is left alone once ``PATH-lock`` could not be had: otherwise every call would wait."""
+_ACTION_S = 10.0
+"""How long one action on the file may take."""
 _MAX_PROMOTIONS = 10_000
 _EMPTY_PAGES = 4
 """Pages of a file without scores: its header and list of tables, its map of pages, and two empty tables."""
@@ -104,6 +113,10 @@ class FileCache:
     What `mset` has returned from survives the death of any process (kill -9); a loss of power may cost the newest
     scores, never the file. A damaged file is set aside as ``PATH.damaged-N``, with a warning, and a new one begun.
     Reading writes nothing. Beside the file lie ``PATH-wal`` and ``PATH-shm`` while it is in use, and ``PATH-lock``.
+    A file of something else stays untouched. Who can write the file decides the order of what is ranked.
+
+    On one disk, for 1,000 scores a call, this took 2.3 ms to write and 1.5 ms to read; diskcache took 20 and 5 ms, and
+    it unpickles what it finds in its directory (CVE-2025-69872).
 
     Args:
         path: The file; it and its directories are made at the first use.
@@ -111,12 +124,12 @@ class FileCache:
             When it is full, scores that were not used for long make room; about the most recently used half stays.
 
     Raises:
-        ConfigurationError: `path` is blank, or `max_bytes` is no integer of at least 65536.
+        ConfigurationError: `path` is blank, an address or ``":memory:"``, or `max_bytes` is no integer of at least
+            65536.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int = 1 << 28) -> None:
-        if not os.fspath(path).strip():
-            raise ConfigurationError("The path of a score cache must name a file; got a blank one.")
+        _check_path(os.fspath(path))
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < _MIN_BYTES:
             raise ConfigurationError(f"max_bytes must be an integer of at least {_MIN_BYTES}; got {max_bytes!r}.")
         self.path = os.path.abspath(os.path.expanduser(os.fspath(path)))
@@ -125,6 +138,8 @@ class FileCache:
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._promotions: dict[bytes, bytes] = {}
+        self._given_up: tuple[float, TimeoutError] | None = None
+        self._limit = [math.inf]
         _live(self)
 
     def mget(self, keys: Sequence[str], /) -> list[bytes | None]:
@@ -134,7 +149,7 @@ class FileCache:
             keys: Hexadecimal digests.
 
         Raises:
-            ConfigurationError: The file is an SQLite database of something else.
+            ConfigurationError: The file is something else, or of a newer version.
             OSError, sqlite3.Error: The file cannot be used.
         """
         wanted = [bytes.fromhex(key) for key in keys]
@@ -148,7 +163,7 @@ class FileCache:
             key_value_pairs: Hexadecimal digests and their values.
 
         Raises:
-            ConfigurationError: The file is an SQLite database of something else.
+            ConfigurationError: The file is something else, or of a newer version.
             OSError, sqlite3.Error: The file cannot be used.
         """
         rows = [(bytes.fromhex(key), value) for key, value in key_value_pairs]
@@ -181,7 +196,7 @@ class FileCache:
         try:
             with self._lock:
                 try:
-                    return action(self._connected(notes))
+                    return self._bounded(action, notes)
                 except sqlite3.DatabaseError as error:
                     if not _is_damage(error):
                         raise
@@ -191,10 +206,20 @@ class FileCache:
                         # Otherwise another process has already set it aside.
                         if damaged is not None and _identity_of(self.path) == damaged:
                             notes.append(_set_aside(self.path, error))
-                    return action(self._connected(notes))
+                    return self._bounded(action, notes)
         finally:
             for note in notes:
-                warnings.warn(note, RuntimeWarning, stacklevel=3)
+                tell(note)
+
+    def _bounded(self, action: Callable[[sqlite3.Connection], T], notes: list[str]) -> T:
+        self._limit[0] = time.monotonic() + _ACTION_S
+        try:
+            return action(self._connected(notes))
+        except sqlite3.OperationalError as error:
+            if str(error) == "interrupted" and time.monotonic() <= self._limit[0]:
+                # Not by the limit, so by Ctrl-C, which a callback of SQLite cannot raise.
+                raise KeyboardInterrupt from error
+            raise
 
     def _connected(self, notes: list[str]) -> sqlite3.Connection:
         """The open file; a file that was removed or replaced since is opened anew."""
@@ -202,17 +227,27 @@ class FileCache:
             if self._identity == _identity_of(self.path):
                 return self._connection
             self._disconnect()
+        if self._given_up is not None and time.monotonic() - self._given_up[0] < _RETRY_S:
+            raise self._given_up[1]
+        _check_file(self.path)
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         # One process at a time: nobody may open a file that another one is about to set aside.
-        with _exclusive(self.path):
-            try:
-                self._connection = _open(self.path)
-            except sqlite3.DatabaseError as error:
-                if not _is_damage(error):
-                    raise
-                notes.append(_set_aside(self.path, error))
-                self._connection = _open(self.path)
-            self._identity = _identity_of(self.path)
+        try:
+            with _exclusive(self.path) as ours:
+                try:
+                    self._connection = _open(self.path, self._limit)
+                except sqlite3.DatabaseError as error:
+                    if not _is_damage(error):
+                        raise
+                    if not ours:
+                        raise _something_else(self.path, str(error)) from error
+                    notes.append(_set_aside(self.path, error))
+                    self._connection = _open(self.path, self._limit)
+                self._identity = _identity_of(self.path)
+        except TimeoutError as error:
+            self._given_up = time.monotonic(), error
+            raise
+        self._given_up = None
         return self._connection
 
     def _disconnect(self) -> None:
@@ -281,25 +316,34 @@ class FileCache:
 _TABLE = "CREATE TABLE IF NOT EXISTS scores_1_{} (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
 
-def _open(path: str) -> sqlite3.Connection:
+def _open(path: str, limit: Sequence[float]) -> sqlite3.Connection:
+    """The file, with exactly the two tables of a score cache in it; made where there are none."""
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         # A damaged value may call itself text, and be none.
         connection.text_factory = bytes
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        names = {name.decode("utf-8", "replace") for (name,) in tables}
-        if names and not {"scores_1_new", "scores_1_old"} <= names:
-            raise ConfigurationError(
-                f"{path} is an SQLite database of something else (tables {sorted(names)[:5]}), and stays untouched. "
-                "Give the score cache a file of its own."
-            )
-        if not names:
+        # Rare enough to cost nothing; a query that goes on without end stops there.
+        connection.set_progress_handler(lambda: time.monotonic() > limit[0], 1_000_000)
+        connection.execute("PRAGMA trusted_schema = OFF")
+        found = {
+            tuple(b"" if part is None else part.replace(b'"', b"") for part in row)
+            for row in connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
+        }
+        if found and found != _SCHEMA:
+            names = sorted(name.decode("utf-8", "replace") for _, name, _, _ in found)
+            if any(re.fullmatch("scores_([2-9]|[1-9][0-9]+)_new", name) for name in names):
+                raise ConfigurationError(
+                    f"The score cache {path} was written by a newer rerank-plugins, and stays untouched. Upgrade this "
+                    "one, or give it a file of its own."
+                )
+            raise _something_else(path, f"it holds {', '.join(names[:5])}")
+        if not found:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         # Enough against the death of a process; only FULL would also sync every commit against a loss of power.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA journal_size_limit = 1048576")
-        if not names:
+        if not found:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(_TABLE.format("new"))
             connection.execute(_TABLE.format("old"))
@@ -310,6 +354,58 @@ def _open(path: str) -> sqlite3.Connection:
     return connection
 
 
+_SCHEMA = {
+    (b"table", name, name, _TABLE.format(age).replace("IF NOT EXISTS ", "").encode())
+    for age in ("new", "old")
+    for name in (f"scores_1_{age}".encode(),)
+}
+"""Rows of sqlite_master, without the quotes that renaming a table puts there."""
+
+
+def _check_path(path: str) -> None:
+    if not path.strip():
+        raise ConfigurationError("The path of a score cache must name a file; got a blank one.")
+    if path.strip() == ":memory:":
+        raise ConfigurationError(
+            "The path of a score cache must name a file; got ':memory:'. To keep scores in memory, give a number of "
+            "pairs: cache=100_000."
+        )
+    # A scheme has two letters or more: one is a drive.
+    scheme = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]+):/|\s*(file|sqlite):", path)
+    if scheme is not None:
+        name = scheme[1] or scheme[2]
+        raise ConfigurationError(
+            f"The path of a score cache must name a file; got an address ({name}:...). For Redis and the like give a "
+            "store with mget and mset, such as LangChain's RedisStore; for SQLite the path alone."
+        )
+
+
+def _something_else(path: str, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} is something else than a score cache ({what}), and stays untouched. Give the score cache a file of "
+        "its own."
+    )
+
+
+def _check_file(path: str) -> None:
+    """Refuse what is there and was never a score cache, before anything is made beside it."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise _something_else(path, "no regular file")
+    if found.st_size and not os.path.lexists(f"{path}-lock"):
+        with open(path, "rb") as file:
+            beginning = file.read(len(_SQLITE))
+        if beginning != _SQLITE:
+            raise _something_else(path, f"it begins with {beginning!r}")
+
+
+_SQLITE = b"SQLite format 3\0"
+"""How every database of SQLite begins."""
+
+
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
     # Python maps SQLITE_CORRUPT and SQLITE_NOTADB to this class itself, all that can pass to a subclass.
     return type(error) is sqlite3.DatabaseError
@@ -317,10 +413,10 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
 
 def _identity_of(path: str) -> tuple[int, int] | None:
     try:
-        stat = os.stat(path)
+        found = os.stat(path)
     except FileNotFoundError:
         return None
-    return stat.st_dev, stat.st_ino
+    return found.st_dev, found.st_ino
 
 
 def _set_aside(path: str, error: Exception) -> str:
@@ -334,20 +430,52 @@ def _set_aside(path: str, error: Exception) -> str:
     return f"The score cache {path} is damaged ({error}). It was set aside as {target}, and a new one is begun."
 
 
+_MARK = b"rerank-plugins score cache\n"
+
+
 @contextlib.contextmanager
-def _exclusive(path: str) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
-    with open(f"{path}-lock", "ab") as file:
-        _lock_file(file)
-        yield
+def _exclusive(path: str) -> Iterator[bool]:
+    """Hold a lock that ends with the process, however it ends; tells whether it was held for this file before.
+
+    Raises:
+        TimeoutError: Another process holds it.
+        OSError: It is a link, a pipe or of another user, or cannot be made.
+    """
+    name = f"{path}-lock"
+    # Other users must not be able to hold it, nor make this process write elsewhere or wait for a pipe.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(name, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{name} is no regular file")
+        if hasattr(os, "fchmod") and found.st_mode & 0o077 and found.st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o600)
+        _lock_file(descriptor, name)
+        held_before = os.read(descriptor, len(_MARK)) == _MARK
+        yield held_before
+        if not held_before:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, _MARK)
+    finally:
+        os.close(descriptor)
 
 
-def _lock_file(file: IO[bytes]) -> None:
+def _lock_file(descriptor: int, name: str) -> None:
     # Windows has no fcntl; it refuses to rename a file that is open, which is what the lock is for.
-    with contextlib.suppress(ImportError):
+    try:
         import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
+    except ImportError:
+        return
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError(f"another process holds {name}") from None
+            time.sleep(0.01)
 
 
 # -- fork -----------------------------------------------------------------------------------------------------------

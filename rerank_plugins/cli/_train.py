@@ -9,7 +9,6 @@ import typer
 
 from rerank_plugins.cli._options import Overwrite
 from rerank_plugins.cli._screen import echo
-from rerank_plugins.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rerank_plugins.training import TrainedModel
@@ -22,18 +21,15 @@ def train(
         list[Path],
         typer.Argument(
             help='Files of JSON lines {"query", "passage", "label"} or {"query", "positive", "negative"}, folders with '
-            "pairs.jsonl, or BEIR folders; with --bundled, the one folder with train/, corpus/ and eval/."
+            "pairs.jsonl, or BEIR folders."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model's directory.")],
-    bundled: Annotated[
-        bool,
-        typer.Option("--bundled", help="Repeat the recipe of the bundled model."),
-    ] = False,
     trunk: Annotated[
         str | None,
         typer.Option(
-            help="Model to start from, bundled for the bundled one; all-MiniLM-L6-v2 if not given.", show_default=False
+            help="Cross-encoder to start from, or encoder, which gets a fresh head; the bundled model if not given.",
+            show_default=False,
         ),
     ] = None,
     minutes: Annotated[
@@ -43,12 +39,6 @@ def train(
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, of eight queries each.")] = None,
-    runs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="With --bundled, runs of neighbouring seeds whose weights are averaged; 2 if not given."
-        ),
-    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a pair while training.")] = None,
@@ -70,8 +60,8 @@ def train(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Learn also from the scores of this cross-encoder or bi-encoder, or of the trunk: trunk, the default "
-            "where it mines.",
+            help="Learn also from the scores of this cross-encoder or bi-encoder, or of the one that mines: miner, the "
+            "default where it mines.",
             show_default=False,
         ),
     ] = None,
@@ -120,43 +110,19 @@ def train(
         "licences": licences,
     }
     chosen: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
-    names = [name for name in chosen if not (bundled and name == "trunk")]
-    given = ["--license" if name == "licences" else f"--{name.replace('_', '-')}" for name in names]
-    given += [name for name, on in (("--no-mine", mine), ("--no-export", export)) if not on]
-    if bundled and (len(data) != 1 or given):
-        raise ConfigurationError(
-            "--bundled takes one data folder and, of the settings, only --trunk, --minutes, --runs, --seed and "
-            f"--device; got {len(data)} folders" + (f" and {', '.join(given)}." if given else ".")
-        )
-    if runs is not None and not bundled:
-        raise ConfigurationError("--runs belongs to --bundled. For your own data, train one model.")
-    budget: dict[str, Any] = {"minutes": minutes, "runs": runs}
-    budget = {name: value for name, value in budget.items() if value is not None}
     with bar("Training") as tell:
-        if bundled:
-            result = training.train_bundled(
-                data[0],
-                out,
-                **budget,
-                trunk=trunk,
-                seed=seed,
-                device=device,
-                overwrite=overwrite,
-                progress=tell,
-            )
-        else:
-            result = training.train(
-                data,
-                out,
-                minutes=minutes,
-                seed=seed,
-                mine=mine,
-                device=device,
-                export=export,
-                overwrite=overwrite,
-                progress=tell,
-                **chosen,
-            )
+        result = training.train(
+            data,
+            out,
+            minutes=minutes,
+            seed=seed,
+            mine=mine,
+            device=device,
+            export=export,
+            overwrite=overwrite,
+            progress=tell,
+            **chosen,
+        )
     run = result.result
     stopped = ", stopped early" if run.stopped_early else ""
     echo(f"{result.path}: {run.steps} steps, {run.pairs} pairs, {run.seconds:.0f} s{stopped}")
@@ -192,6 +158,6 @@ def _tell_quality(result: TrainedModel, out: Path) -> None:
             err=True,
         )
     if result.bundled is not None and not run.best > result.bundled:
-        echo("Warning: the bundled model is no worse on them. Try --trunk bundled, or more data.", err=True)
+        echo("Warning: the bundled model is no worse on them. Start from it (no --trunk), or give more data.", err=True)
     elif not run.best > run.measures[0]:
         echo("Warning: training did not make the order better. Try more data or more time.", err=True)

@@ -207,12 +207,11 @@ class _Source:
 
 
 def _load(checkpoint: Checkpoint, trust_remote_code: bool) -> _Source:
-    from rerank_plugins.backends._cross_encoder import can_pad, reading
-    from rerank_plugins.backends._late_interaction import load_cross_encoder
+    from rerank_plugins.backends.cross_encoder import can_pad, load_checked, reading
 
     torch = import_extra("torch", "train")
     with no_progress_bars():
-        model = load_cross_encoder(
+        model = load_checked(
             checkpoint,
             device="cpu",
             trust_remote_code=trust_remote_code,

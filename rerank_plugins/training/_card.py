@@ -20,13 +20,11 @@ from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._config import TrainingConfig, TrainingResult
 from rerank_plugins.training._data import DataSource, Group
 from rerank_plugins.training._mining import torch_device
+from rerank_plugins.training._model import BUNDLED
 
 NOT_STATED = "not stated"
 FEW_QUERIES = 50
 """Held-out queries below which a mean says little: the standard error of nDCG@10 is then about 0.05."""
-
-BUNDLED = "bundled"
-"""As ``trunk``: the bundled model."""
 
 
 def public_name(model: str | os.PathLike[str] | Reranker) -> str:
@@ -67,7 +65,7 @@ def model_card(
     Args:
         name: The model's name.
         recipe: The command that repeats the run.
-        trunk: What it started from; None is all-MiniLM-L6-v2.
+        trunk: What it started from; None is the bundled model.
         config: The settings of the loop.
         sources: The data; empty where the kinds of ``groups`` name it.
         licences: A text for each of ``sources``, or None where nobody gave one.
@@ -78,10 +76,9 @@ def model_card(
         conversion: What the ONNX graph is like; None without one.
         bundled: nDCG@10 of the bundled model on ``dev``; None where it was not measured.
     """
-    base = public_name(trunk) if trunk is not None else "sentence-transformers/all-MiniLM-L6-v2"
-    on_hub = trunk is None or not Path(os.fspath(trunk)).exists()
-    if trunk == BUNDLED:
-        base, on_hub = f"rerank-plugins' {models.BUNDLED_NAME}", False
+    bundled_trunk = trunk in (None, BUNDLED)
+    base = f"rerank-plugins' {models.BUNDLED_NAME}" if bundled_trunk else public_name(str(trunk))
+    on_hub = not bundled_trunk and not Path(str(trunk)).exists()
     header = ["---", "library_name: rerank-plugins", "pipeline_tag: text-ranking"]
     header += [f"base_model: {base}"] if on_hub else []
     header += ["tags: [cross-encoder, reranker, onnx]" if conversion else "tags: [cross-encoder, reranker]", "---"]

@@ -13,7 +13,7 @@ Loss = Literal["mix", "listwise", "binary"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """How to train. The defaults made the bundled model.
+    """How to train.
 
     Attributes:
         minutes: Time budget; the learning rate follows the elapsed share of it. Give this or ``steps``.
@@ -25,8 +25,6 @@ class TrainingConfig:
         groups_per_step: Queries in a step.
         micro_batch: Pairs in one forward pass; pairs of a step are sorted by length first.
         max_length: Tokens per pair while training.
-        freeze_embeddings: Leave the embedding tables as they are: half the parameters, little to learn.
-        freeze_layers: Leave so many of the lowest layers as they are too; their backward pass is then saved.
         loss: ``"mix"`` of both, or one alone: ``"listwise"`` is the cross-entropy of each group's target with the
             softmax of its logits, ``"binary"`` the cross-entropy of each judged gain with the sigmoid of its logit.
         binary_weight: Weight of the binary loss in the mix, which gives the logits an absolute level.
@@ -48,8 +46,6 @@ class TrainingConfig:
     groups_per_step: int = 8
     micro_batch: int = 32
     max_length: int = 160
-    freeze_embeddings: bool = True
-    freeze_layers: int = 0
     loss: Loss = "mix"
     binary_weight: float = 0.1
     ema: float = 0.998
@@ -77,10 +73,6 @@ class TrainingConfig:
             )
         if self.loss not in get_args(Loss):
             raise ConfigurationError(f"loss must be one of {', '.join(get_args(Loss))}; got {self.loss!r}.")
-        if self.freeze_layers < 0 or (self.freeze_layers and not self.freeze_embeddings):
-            raise ConfigurationError(
-                f"freeze_layers must not be negative, and needs freeze_embeddings; got {self.freeze_layers}."
-            )
         if self.evaluations < 1 or (self.patience is not None and self.patience < 1):
             raise ConfigurationError(
                 f"evaluations and patience must be at least 1; got {self.evaluations} and {self.patience}."

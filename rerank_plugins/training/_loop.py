@@ -22,6 +22,7 @@ from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training._config import TrainingConfig, TrainingResult
 from rerank_plugins.training._data import Group
 from rerank_plugins.training._mining import native_bf16, torch_device
+from rerank_plugins.training._model import body_and_head
 
 Progress = Callable[[str, float], None]
 
@@ -50,11 +51,12 @@ def batches(groups: Sequence[Group], per_step: int, seed: int, epoch: int) -> It
 
 
 class Scorer:
-    """Runs a cross-encoder with a late-interaction head over pairs, in micro-batches of like length."""
+    """Runs a cross-encoder over pairs, in micro-batches of like length."""
 
     def __init__(self, model: Any, *, max_length: int, micro_batch: int, bf16: bool, device: str) -> None:
         self._torch: Any = import_extra("torch", "train")
-        self.trunk, self.head, self.tokenizer = model[0].auto_model, model[1], model[0].tokenizer
+        self.model, self.tokenizer = model, model.tokenizer
+        self._typed = "token_type_ids" in self.tokenizer.model_input_names
         self._max_length, self._micro_batch, self._bf16, self._device = max_length, micro_batch, bf16, device
 
     def __call__(self, queries: Sequence[str], passages: Sequence[str], micro_batch: int | None = None) -> Any:
@@ -66,10 +68,11 @@ class Scorer:
             list(passages),
             truncation="longest_first",
             max_length=self._max_length,
-            return_token_type_ids=True,
+            return_token_type_ids=self._typed,
             return_attention_mask=False,
         )
-        ids, types = encoded["input_ids"], encoded["token_type_ids"]
+        ids = encoded["input_ids"]
+        types = encoded["token_type_ids"] if self._typed else [[0] * len(row) for row in ids]
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
         logits = []
         for start in range(0, len(order), size):
@@ -77,6 +80,7 @@ class Scorer:
             # Multiples of 32: every new shape costs a kernel compilation on a CPU.
             width = -(-max(len(ids[row]) for row in rows) // 32) * 32
             batch = np.zeros((3, len(rows), width), dtype=np.int64)
+            batch[0] = self.tokenizer.pad_token_id or 0
             for place, row in enumerate(rows):
                 length = len(ids[row])
                 batch[0, place, :length], batch[1, place, :length], batch[2, place, :length] = (
@@ -85,10 +89,12 @@ class Scorer:
                     types[row],
                 )
             tensors = torch.from_numpy(batch).to(self._device)
-            features = {"input_ids": tensors[0], "attention_mask": tensors[1], "token_type_ids": tensors[2]}
+            features = {"input_ids": tensors[0], "attention_mask": tensors[1]}
+            if self._typed:
+                features["token_type_ids"] = tensors[2]
             with torch.autocast(self._device.split(":")[0], dtype=torch.bfloat16, enabled=self._bf16):
-                hidden = self.trunk(**features).last_hidden_state
-            logits.append(self.head({**features, "token_embeddings": hidden})["scores"].squeeze(-1))
+                scores = self.model(features)["scores"]
+            logits.append(scores.float().reshape(len(rows)))
         flat = torch.cat(logits)
         return flat[torch.tensor(np.argsort(order, kind="stable"), device=flat.device)]
 
@@ -141,12 +147,12 @@ def fit(
     averages and place in the data. A run by ``steps`` then ends with the same weights as one that was never
     interrupted.
 
-    On two cores of a shared AMD Zen 5 the bundled model's lists went through at 59 pairs a second, and through
+    On two cores of a shared AMD Zen 5 lists of eight passages went through at 59 pairs a second, and through
     sentence-transformers' ``CrossEncoderTrainer`` (6.2, binary loss, defaults, bf16, the same pairs) at 11: it
     trains the embeddings too, and its batches are neither of like length nor of few shapes.
 
     Args:
-        model: A cross-encoder of a trunk and a `LateInteractionScore`.
+        model: A `CrossEncoder` of sentence-transformers with one logit.
         groups: What to learn from.
         dev: What to choose the best weights by; without any, the last averaged weights are kept.
         config: How to train.
@@ -169,26 +175,11 @@ def fit(
     device = torch_device(config.device)
     folder = Path(checkpoints)
     folder.mkdir(parents=True, exist_ok=True)
-    trunk, head = model[0].auto_model.to(device), model[1].to(device)
     # Evaluation mode throughout: dropout costs time and, over a single epoch, helps nothing.
-    trunk.eval()
+    model.to(device).eval()
     scorer = _scorer(model, config, device)
     torch.manual_seed(config.seed)
-    if config.freeze_embeddings:
-        trunk.get_input_embeddings().requires_grad_(False)
-        if hasattr(trunk, "embeddings"):
-            trunk.embeddings.requires_grad_(False)
-    if getattr(trunk, "pooler", None) is not None:
-        trunk.pooler.requires_grad_(False)
-    if config.freeze_layers:
-        layers = getattr(getattr(trunk, "encoder", None), "layer", None)
-        if layers is None or len(layers) < config.freeze_layers:
-            raise ConfigurationError(
-                f"freeze_layers={config.freeze_layers}, and the trunk has "
-                f"{'no encoder.layer' if layers is None else f'{len(layers)} layers'}. Leave it at 0."
-            )
-        layers[: config.freeze_layers].requires_grad_(False)
-    body = [p for p in trunk.parameters() if p.requires_grad]
+    body, head = body_and_head(model)
     parts: list[dict[str, Any]] = [
         {
             "params": [p for p in body if p.ndim > 1],
@@ -196,7 +187,7 @@ def fit(
             "peak": config.learning_rate,
         },
         {"params": [p for p in body if p.ndim <= 1], "weight_decay": 0.0, "peak": config.learning_rate},
-        {"params": list(head.parameters()), "weight_decay": 0.0, "peak": config.head_learning_rate},
+        {"params": head, "weight_decay": 0.0, "peak": config.head_learning_rate},
     ]
     trained = [p for part in parts for p in part["params"]]
     optimizer = torch.optim.AdamW(parts, lr=0.0)
@@ -235,16 +226,6 @@ def fit(
         average = list(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         state |= saved["state"]
-    else:
-        first = [g for g in groups[: 4 * config.groups_per_step] if g.judged][: config.groups_per_step]
-        if first and not head.linear.weight.any():
-            # The cosines put every logit of an untrained head far above zero; start where a judged list's sum of
-            # probabilities is about one.
-            with torch.inference_mode():
-                logits = scorer([g.query for g in first for _ in g.passages], [t for g in first for t in g.passages])
-            with torch.no_grad():
-                head.linear.bias.copy_(head.linear.bias - logits.mean() - 2)
-            average = [p.detach().clone() for p in trained]
 
     began = time.monotonic() - state["seconds"]
 
@@ -356,58 +337,6 @@ def fit(
         best=float(state["best"]) if dev else math.nan,
         by_kind=dict(state["by_kind"]),
         stopped_early=state["stopped_early"],
-    )
-
-
-def average(
-    model: Any,
-    states: Sequence[dict[str, Any]],
-    dev: Sequence[Sequence[Group]],
-    config: TrainingConfig,
-    results: Sequence[TrainingResult],
-    progress: Progress | None = None,
-) -> TrainingResult:
-    """Leaves the mean of several runs' weights in ``model``, and measures it.
-
-    Weights trained from one start lie in one basin, where their mean is as good as an ensemble of them and costs what
-    one of them does (Wortsman et al., "Model soups", ICML 2022, https://arxiv.org/abs/2203.05482).
-
-    Args:
-        model: The cross-encoder.
-        states: Its ``state_dict()`` after each run.
-        dev: Each run's dev groups.
-        config: As for `fit`.
-        results: What `fit` said of each run.
-        progress: Called with a line of news for each run's dev groups.
-
-    Returns:
-        Steps, pairs and seconds over all runs; measures are means over the runs' dev groups: before training, and of
-        the mean weights.
-    """
-    torch: Any = import_extra("torch", "train")
-    means = {
-        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
-        for name, value in states[0].items()
-    }
-    model.load_state_dict(means)
-    scorer = _scorer(model, config, torch_device(config.device))
-    kinds: dict[str, list[float]] = defaultdict(list)
-    measured = []
-    for number, groups in enumerate(dev, 1):
-        mean, by_kind, _ = evaluate_groups(scorer, groups)
-        measured.append(mean)
-        for kind, value in by_kind.items():
-            kinds[kind].append(value)
-        if progress is not None:
-            progress(f"mean of {len(states)} runs, lists of run {number}: {_news(mean, by_kind)}", number / len(dev))
-    best = float(np.mean(measured))
-    return TrainingResult(
-        steps=sum(result.steps for result in results),
-        pairs=sum(result.pairs for result in results),
-        seconds=sum(result.seconds for result in results),
-        measures=(float(np.mean([result.measures[0] for result in results])), best),
-        best=best,
-        by_kind={kind: float(np.mean(values)) for kind, values in kinds.items()},
     )
 
 

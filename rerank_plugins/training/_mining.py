@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,13 +94,6 @@ class BiEncoder:
             if progress is not None:
                 progress("encode", start / len(order))
         return vectors
-
-
-def count_words(head: Any, tokenizer: Any, texts: Sequence[str]) -> None:
-    """Tells a late-interaction head how rare each token is in some texts."""
-    parts = (list(texts[start : start + 1000]) for start in range(0, len(texts), 1000))
-    ids = (row for part in parts for row in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
-    head.know_rarity(ids, tokenizer.all_special_ids)
 
 
 def top(queries: Vectors, passages: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
@@ -221,123 +212,3 @@ def _take(
         if normalise(item[0]) not in taken:
             taken.add(normalise(item[0]))
             chosen.append(item)
-
-
-def pseudo_queries(passages: Sequence[tuple[str, str]], count: int, seed: int = 0) -> list[tuple[str, int, str]]:
-    """Queries cut from the passages themselves: keywords, spans, sentences and titles.
-
-    Args:
-        passages: (title or "", text).
-        count: How many queries to make.
-        seed: Seed of the sampling.
-
-    Returns:
-        (query, index of the passage, kind of query).
-    """
-    rng = random.Random(seed)
-    words = [_WORD.findall(text) for _, text in passages]
-    frequency: Counter[str] = Counter()
-    for found in words:
-        frequency.update({w.lower() for w in found})
-    total = len(passages)
-    idf = {word: math.log(total / n) for word, n in frequency.items() if n > 1}
-    made: list[tuple[str, int, str]] = []
-    places = list(range(total))
-    while len(made) < count:
-        before = len(made)
-        rng.shuffle(places)
-        for index in places:
-            if len(made) >= count:
-                break
-            title, text = passages[index]
-            kind = rng.choices(["keywords", "span", "sentence", "title"], [0.4, 0.25, 0.2, 0.15])[0]
-            if kind == "title" and not title.strip():
-                kind = "keywords"
-            query = ""
-            if kind == "keywords":
-                pool = sorted({w.lower() for w in words[index]} & idf.keys())
-                if len(pool) >= 6:
-                    weights = [idf[w] ** 2 + 0.01 for w in pool]
-                    # Common terms of one text rather than its rarest ones: what people type is rarely a
-                    # hapax.
-                    chosen = list(dict.fromkeys(rng.choices(pool, weights, k=rng.randint(3, 8))))[:6]
-                    rng.shuffle(chosen)
-                    query = " ".join(chosen)
-            elif kind == "span":
-                tokens = text.split()
-                length = rng.randint(3, 8)
-                if len(tokens) > length + 4:
-                    start = rng.randrange(len(tokens) - length)
-                    query = " ".join(tokens[start : start + length]).strip(".,;:()[]\"'")
-            elif kind == "sentence":
-                sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if 5 <= len(s.split()) <= 30]
-                if len(sentences) > 1:
-                    query = rng.choice(sentences)
-            else:
-                query = title
-            if len(normalise(query).split()) >= 2 or (kind == "title" and query):
-                made.append((query, index, kind))
-        if len(made) == before:
-            break
-    return made
-
-
-def without_sentence(text: str, sentence: str) -> str:
-    """The text with one sentence cut out, so that it cannot be found by copying."""
-    cut = " ".join(text.replace(sentence, " ").split())
-    return cut if len(cut.split()) >= 8 else text
-
-
-def distilled_groups(
-    queries: Sequence[tuple[str, int, str]],
-    query_vectors: Vectors,
-    passages: Sequence[str],
-    passage_vectors: Vectors,
-    *,
-    size: int = 8,
-    source_share: float = 0.15,
-    with_source: bool = True,
-    temperature: float = 0.05,
-    seed: int = 0,
-    bonus: Callable[[str, Sequence[str]], NDArray[np.float32]] | None = None,
-) -> list[Group]:
-    """Groups for unjudged queries: candidates from everywhere in the encoder's top 100, graded by its
-    cosines.
-
-    Args:
-        queries: What `pseudo_queries` gave.
-        query_vectors: Their unit vectors.
-        passages: The texts that the queries' indices point into.
-        passage_vectors: Their unit vectors.
-        size: Passages in a group.
-        source_share: Share of the target that goes to the passage the query was cut from.
-        with_source: Take that passage into the group at all.
-        temperature: Of the softmax over the cosines.
-        seed: Seed of the sampling.
-        bonus: Of a query and its passages, what to add to the cosine of each.
-    """
-    rng = random.Random(seed)
-    indices, _ = top(query_vectors, passage_vectors, 100)
-    groups = []
-    for row, (query, source, kind) in enumerate(queries):
-        ranked = [int(i) for i in indices[row] if int(i) != source]
-        head, middle, tail = ranked[:8], ranked[8:30], ranked[30:]
-        counts = (size // 2 - 1, size // 4)
-        chosen = [source] if with_source else []
-        chosen += rng.sample(head, min(counts[0], len(head))) + rng.sample(middle, min(counts[1], len(middle)))
-        chosen += rng.sample(tail, min(size - len(chosen), len(tail)))
-        if len(chosen) < size:
-            continue
-        scores = passage_vectors[chosen] @ query_vectors[row]
-        if bonus is not None:
-            scores = scores + bonus(query, [passages[i] for i in chosen])
-        target = softmax(scores, temperature)
-        if with_source:
-            target *= 1 - source_share
-            target[0] += source_share
-        texts = [passages[i] for i in chosen]
-        if with_source and kind == "sentence" and rng.random() < 0.7:
-            texts[0] = without_sentence(texts[0], query)
-        rounded = tuple(target.round(5).tolist())
-        groups.append(Group(query, tuple(texts), rounded, rounded, kind, judged=False))
-    return groups

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
-from rerank_plugins._minilm import minilm_directory
 from rerank_plugins.backends.load import open_weights
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 from rerank_plugins.evaluation._beir import score_texts
@@ -22,7 +21,7 @@ from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._data import Group, normalised
 from rerank_plugins.training._mining import BiEncoder, Progress, Vectors, softmax
 
-TRUNK = "trunk"
+MINER = "miner"
 """The teacher that stands for the model itself, as the bi-encoder that it was before training."""
 
 COSINE_TEMPERATURE = 0.05
@@ -57,22 +56,21 @@ def as_reranker(model: Model | None, device: str | None = None) -> Reranker:
     return Reranker(model, device=None if model is None else device).prepare()
 
 
-def open_teacher(model: Model, trunk: str | os.PathLike[str] | None, device: str | None = None) -> Teacher:
+def open_teacher(model: Model, miner: Path, device: str | None = None) -> Teacher:
     """Loads a teacher.
 
     Args:
-        model: ``"trunk"``; a bi-encoder, which is known by the configuration that sentence-transformers saves; or a
+        model: ``"miner"``; a bi-encoder, which is known by the configuration that sentence-transformers saves; or a
             cross-encoder, as anything that `Reranker` takes, or a `Reranker`.
-        trunk: What ``"trunk"`` stands for; None is all-MiniLM-L6-v2.
+        miner: The bi-encoder that ``"miner"`` stands for.
         device: A torch device; None chooses.
 
     Raises:
         ModelLoadError: If it cannot be loaded.
     """
-    if model == TRUNK:
-        path = trunk if trunk is not None else minilm_directory("train")
-        encoder = BiEncoder(path, device=device)
-        return Teacher(f"trunk {path}", _cosines(encoder.encode, encoder.encode), COSINE_TEMPERATURE)
+    if model == MINER:
+        encoder = BiEncoder(miner, device=device)
+        return Teacher(f"miner {miner}", _cosines(encoder.encode, encoder.encode), COSINE_TEMPERATURE)
     if not isinstance(model, Reranker):
         name = os.fspath(model)
         folder = Path(name).expanduser()

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, normalizers
 
 from rerank_plugins.backends._schema import JsonFile
 from rerank_plugins.backends._weights import check_says
-from rerank_plugins.backends.checkpoint import OUR_HEAD, Checkpoint, Prompt
+from rerank_plugins.backends.checkpoint import Checkpoint, Prompt
 from rerank_plugins.errors import ModelLoadError, RerankError
 
 __all__ = ["CheckedTransformer", "can_pad", "check_before", "load_checked", "reading"]
@@ -48,8 +48,6 @@ def _check_code(checkpoint: Checkpoint) -> None:
     """Refuse classes of a checkpoint that are not those of sentence-transformers and PyTorch."""
     for module in checkpoint.modules:
         package, _, kind = module.kind.rpartition(".")
-        if module.kind == OUR_HEAD:
-            continue
         if not package.startswith("sentence_transformers.") or kind not in _KNOWN_MODULES:
             raise ModelLoadError(
                 f"modules.json of {checkpoint.name!r} names the class {module.kind!r}, which is code of its own. The "
