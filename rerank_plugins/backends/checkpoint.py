@@ -60,7 +60,7 @@ class Checkpoint:
         self.modules = self._read_modules()
         self.folder = self.modules[0].folder if self.modules else ""
         own = self._json("config.json")
-        self.config = own if own.values or base is None else base.config
+        self.config: JsonFile = own if own.values or base is None else base.config
         self.tokenizer_config = self._json("tokenizer_config.json")
         self.adapter_config = self._json("adapter_config.json")
         self.settings = self._json("sentence_bert_config.json")
@@ -329,7 +329,7 @@ class Checkpoint:
             raise ModelLoadError(f"{file} of {self.name!r} has the id {highest}; expected ids below 2**31.")
         if self.saved and self.settings.flag("do_lower_case") and not _lowers(tokenizer.normalizer):
             parts = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
-            tokenizer.normalizer = normalizers.Sequence(parts)  # type: ignore[assignment]
+            tokenizer.normalizer = normalizers.Sequence(parts)
         if not keep_truncation:
             tokenizer.no_truncation()
         return tokenizer
