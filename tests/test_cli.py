@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 from rerank_plugins import Reranker, __version__
 from rerank_plugins._paths import cache_directory, new_file, read_as_umask_says, writable_directory, write_file
-from rerank_plugins._printable import json_text, printable, without_secrets
+from rerank_plugins._printable import json_text, printable
+from rerank_plugins._secrets import without_passwords
 from rerank_plugins.backends._files import ModelFiles, converted_directory
 from rerank_plugins.cli import _progress
 from rerank_plugins.cli._app import app, in_options
@@ -361,7 +362,7 @@ def test_what_is_shown_has_no_control_character_left(text: str) -> None:
     ],
 )
 def test_passwords_of_urls_are_not_shown(text: str, shown: str) -> None:
-    assert without_secrets(text) == shown
+    assert without_passwords(text) == shown
 
 
 def test_rank_escapes_what_drives_a_terminal(fake: FakeBackend) -> None:

@@ -11,7 +11,8 @@ from rich import box
 from rich.table import Table
 
 from rerank_plugins._paths import cache_directory, write_file
-from rerank_plugins._printable import json_text, without_secrets
+from rerank_plugins._printable import json_text
+from rerank_plugins._secrets import without_passwords
 from rerank_plugins.cli._options import Label, Revision, TrustRemoteCode, class_label
 from rerank_plugins.cli._progress import bar
 from rerank_plugins.cli._screen import COMMAND, Screen, echo, styled, write_json
@@ -177,7 +178,7 @@ def _rerankers(names: list[str], backends: list[str], **settings: object) -> dic
     found: dict[str, Reranker] = {}
     for name in names:
         for backend in backends:
-            label = without_secrets(f"{name} [{backend}]" if len(backends) > 1 else name)
+            label = without_passwords(f"{name} [{backend}]" if len(backends) > 1 else name)
             if label in found:
                 raise ConfigurationError(f"The model {label!r} was given twice.")
             found[label] = Reranker(name, backend=backend, **settings)  # type: ignore[arg-type]

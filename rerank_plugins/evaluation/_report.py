@@ -9,7 +9,8 @@ from html import escape as _html_escape
 
 from rerank_plugins import __version__
 from rerank_plugins._paths import write_file
-from rerank_plugins._printable import printable, without_secrets
+from rerank_plugins._printable import printable
+from rerank_plugins._secrets import without_passwords
 from rerank_plugins.evaluation._measures import Comparison, means
 from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelResult
 from rerank_plugins.evaluation._svg import Point, escape, gains_plot, measure_value, moves_plot, quality_plot
@@ -103,7 +104,7 @@ def _made(evaluation: Evaluation, command: str | None) -> str:
     ]
     line = f"<p class=soft>{'; '.join(parts)}.</p>"
     if command is not None:
-        line += f"<p class=soft>Made by: <code>{_foreign(without_secrets(command))}</code></p>"
+        line += f"<p class=soft>Made by: <code>{_foreign(without_passwords(command))}</code></p>"
     return line
 
 
