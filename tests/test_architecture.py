@@ -49,7 +49,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models",
         "settings",
     },
-    "_secrets": set(),
     "cache": {"_secrets", "errors"},
     "_deadline": set(),
     "fusion": set(),

@@ -647,21 +647,6 @@ def test_train_names_a_bad_line_of_the_data(tmp_path: Path) -> None:
     assert "2" in result.stderr
 
 
-def test_train_bundled_takes_its_own_settings_only(tmp_path: Path) -> None:
-    out = ("--out", str(tmp_path / "model"))
-    refused = call("train", str(tmp_path), *out, "--bundled", "--steps", "5", "--no-mine")
-    assert refused.exit_code == 2
-    assert "--steps, --no-mine" in refused.stderr
-    missing = call("train", str(tmp_path), *out, "--bundled", "--minutes", "1")
-    assert missing.exit_code == 2
-    assert "squad-sentences" in missing.stderr
-    alone = call("train", str(tmp_path), *out, "--minutes", "1", "--runs", "3")
-    assert alone.exit_code == 2
-    assert "--runs" in alone.stderr
-    unable = call("train", str(tmp_path), *out, "--bundled", "--runs", "0")
-    assert unable.exit_code == 2
-
-
 def test_a_plain_line_after_a_json_line_is_a_broken_one() -> None:
     rows, problems = read_rows(b'{"text": "a"}\nnot json\n')
     assert rows == [{"text": "a"}]
