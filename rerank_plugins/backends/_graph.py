@@ -42,7 +42,7 @@ Quantisation = Literal["static", "dynamic", "weights"]
 FLOAT = 1
 """``TensorProto.FLOAT``."""
 
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.float32),
     2: np.dtype(np.uint8),
     3: np.dtype(np.int8),
@@ -232,20 +232,23 @@ def array(item: Any, folder: Path) -> NDArray[Any]:
     dtype = _DTYPES.get(item.data_type)
     if dtype is None:
         raise ModelLoadError(f"{item.name!r} has a data type that is not known here: {item.data_type}.")
-    shape = tuple(item.dims)
+    shape = tuple(int(size) for size in item.dims)
+    values: NDArray[Any]
     if external(item):
         facts = {entry.key: entry.value for entry in item.external_data}
         file = folder / facts.get("location", "")
         try:
-            return np.memmap(file, dtype, "r", int(facts.get("offset", 0)), shape)
+            values = np.memmap(file, dtype, "r", int(facts.get("offset", 0)), shape)
+            return values
         except (OSError, ValueError) as error:
             raise ModelLoadError(f"The weights {item.name!r} cannot be read from {file}: {error}") from error
     if item.HasField("raw_data"):
-        return np.frombuffer(item.raw_data, dtype).reshape(shape)
-    if dtype == np.float16:
-        return np.array(item.int32_data, np.uint16).view(dtype).reshape(shape)
-    values = item.float_data or item.int32_data or item.int64_data or item.double_data
-    return np.array(values, dtype).reshape(shape)
+        values = np.frombuffer(item.raw_data, dtype)
+    elif dtype == np.float16:
+        values = np.array(item.int32_data, np.uint16).view(dtype)
+    else:
+        values = np.array(item.float_data or item.int32_data or item.int64_data or item.double_data, dtype)
+    return values.reshape(shape)
 
 
 def tensor(name: str, values: NDArray[Any]) -> Any:

@@ -6,8 +6,8 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ TOKEN_BUDGET = 1024
 """Padded tokens in a batch: enough to fill the cores, small enough for the activations to stay in cache."""
 BATCH_COST = 32
 """What a batch costs besides its tokens, in tokens: its weights are read anew."""
-Feeds: TypeAlias = "list[dict[str, NDArray[np.generic]]]"
+Feeds: TypeAlias = "list[dict[str, NDArray[Any]]]"
 """Inputs of a graph, one batch after the other."""
 
 
@@ -89,8 +89,8 @@ def _logit_graphs(checkpoint: Checkpoint, precision: str) -> list[Graph]:
             graph.logits(checkpoint.hidden_size)
         except ModelLoadError as error:
             reasons.append(error)
-            # On the Hub the others are forms of the same graph: not worth their download.
-            if checkpoint.files.remote:
+            # The others are forms of the same graph: not worth a download, nor better than what is damaged.
+            if checkpoint.files.remote or PurePosixPath(name).stem == "model":
                 break
             continue
         graphs.append(graph)
@@ -188,7 +188,7 @@ class GraphBackend(LocalBackend):
         return self._files.fingerprint(self._graph.path) + self.made
 
     @abstractmethod
-    def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def run(self, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The output `self.output` for inputs of one batch."""
 
     def try_out(self) -> None:
@@ -214,7 +214,7 @@ class GraphBackend(LocalBackend):
         """As `LocalBackend.collate`; without padding for a graph whose score would depend on it."""
         return super().collate(pairs, self._fixed_tokens or (1 if self._alone else step))
 
-    def feeds(self, batch: Batch) -> dict[str, NDArray[np.generic]]:
+    def feeds(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """The graph's inputs for one batch, in the types that it takes."""
         arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if "token_type_ids" in self.inputs:
@@ -242,7 +242,7 @@ class GraphBackend(LocalBackend):
             ) from error
 
 
-def _as_matrix(logits: NDArray[np.generic]) -> NDArray[np.float32]:
+def _as_matrix(logits: NDArray[Any]) -> NDArray[np.float32]:
     matrix = np.asarray(logits).astype(np.float32, copy=False)
     return matrix[:, None] if matrix.ndim == 1 else matrix
 

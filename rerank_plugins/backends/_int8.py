@@ -271,7 +271,8 @@ def _plan(found: _Range, weights: NDArray[np.float32]) -> _Plan | None:
 def _few_digits(values: NDArray[Any]) -> NDArray[np.float32]:
     """Rounded to three bits after the leading one: the last digit in which two machines differ does not matter."""
     mantissa, exponent = np.frexp(values)
-    return np.ldexp(np.rint(mantissa * 16) / 16, exponent).astype(np.float32)
+    rounded: NDArray[np.float32] = np.ldexp(np.rint(mantissa * 16) / 16, exponent).astype(np.float32)
+    return rounded
 
 
 def _steps_of_activations(low: NDArray[np.float32], high: NDArray[np.float32]) -> tuple[np.float32, np.uint8]:
@@ -291,7 +292,8 @@ def _steps_of_weights(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     even = len(matrix) // 2 * 2
     most = np.maximum(np.abs(matrix).max(axis=0), np.abs(matrix[:even:2] + matrix[1:even:2]).max(axis=0, initial=0.0))
-    return (np.maximum(most, 1e-8) / 127).astype(np.float32)
+    steps: NDArray[np.float32] = (np.maximum(most, 1e-8) / 127).astype(np.float32)
+    return steps
 
 
 def _smoothed(
@@ -303,7 +305,8 @@ def _smoothed(
 
 
 def _integers(matrix: NDArray[np.float32], steps: NDArray[np.float32]) -> NDArray[np.int8]:
-    return np.clip(np.rint(matrix / steps), -127, 127).astype(np.int8)
+    integers: NDArray[np.int8] = np.clip(np.rint(matrix / steps), -127, 127).astype(np.int8)
+    return integers
 
 
 class _Writer:

@@ -216,4 +216,4 @@ def why_no_head(checkpoint: Checkpoint) -> str | None:
 
 def _writes_scores(checkpoint: Checkpoint, folder: str) -> bool:
     settings = JsonFile(checkpoint.files.path / folder / "config.json", checkpoint.name)
-    return settings.get("module_output_name") == "scores"
+    return bool(settings.get("module_output_name") == "scores")

@@ -22,6 +22,7 @@ from rerank_plugins.errors import ModelLoadError
 
 __all__ = ["Checkpoint", "Prompt"]
 
+_MOST_MODULES = 100
 _NO_LIMIT = 10**9
 """Beyond this a tokenizer's limit is a placeholder for "none": transformers writes int(1e30)."""
 _DEFAULT_LIMIT = 512
@@ -59,7 +60,7 @@ class Checkpoint:
         self.modules = self._read_modules()
         self.folder = self.modules[0].folder if self.modules else ""
         own = self._json("config.json")
-        self.config = own if own.values or base is None else base.config
+        self.config: JsonFile = own if own.values or base is None else base.config
         self.tokenizer_config = self._json("tokenizer_config.json")
         self.adapter_config = self._json("adapter_config.json")
         self.settings = self._json("sentence_bert_config.json")
@@ -73,8 +74,10 @@ class Checkpoint:
 
     def _read_modules(self) -> list[Module]:
         listing = JsonFile(self.files.path / "modules.json", self.name, listed=True)
+        if len(listing.items) > _MOST_MODULES:
+            raise listing.wrong(None, f"a list of at most {_MOST_MODULES} modules", listing.items)
         modules = []
-        for item in listing.items[:100]:
+        for item in listing.items:
             kind, folder = (item.get(key) if isinstance(item, dict) else None for key in ("type", "path"))
             place = PurePosixPath(folder.replace("\\", "/")) if isinstance(folder, str) else PurePosixPath("..")
             if not isinstance(kind, str) or place.is_absolute() or ".." in place.parts:
@@ -326,7 +329,7 @@ class Checkpoint:
             raise ModelLoadError(f"{file} of {self.name!r} has the id {highest}; expected ids below 2**31.")
         if self.saved and self.settings.flag("do_lower_case") and not _lowers(tokenizer.normalizer):
             parts = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
-            tokenizer.normalizer = normalizers.Sequence(parts)  # type: ignore[assignment]
+            tokenizer.normalizer = normalizers.Sequence(parts)
         if not keep_truncation:
             tokenizer.no_truncation()
         return tokenizer
@@ -346,7 +349,9 @@ class Checkpoint:
         elif given is None:
             given = separate
         if isinstance(given, list):
-            named = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+            if not all(isinstance(item, dict) and _is_named_template(item) for item in given):
+                raise self.tokenizer_config.wrong("chat_template", "objects with 'name' and 'template'", given)
+            named = {item["name"]: item["template"] for item in given}
             given = named.get(wanted if isinstance(wanted, str) and wanted in named else "default")
         elif isinstance(wanted, str):
             given = wanted
@@ -438,6 +443,10 @@ _OUTSIDE = {
     "state_dict", "subfolder", "token", "tokenizer_file", "use_safetensors", "vocab_file", "weights_only",
 }  # fmt: skip
 """Keywords of transformers that lead out of the directory, or switch a check off."""
+
+
+def _is_named_template(item: dict[str, Any]) -> bool:
+    return isinstance(item.get("name"), str) and isinstance(item.get("template"), str)
 
 
 def _lowers(normalizer: Any) -> bool:

@@ -13,6 +13,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
 from tokenizers import Tokenizer, normalizers
 
+from rerank_plugins._extras import import_extra
 from rerank_plugins.backends._schema import JsonFile
 from rerank_plugins.backends._weights import check_says
 from rerank_plugins.backends.checkpoint import Checkpoint, Prompt
@@ -175,16 +176,16 @@ def _normalise_as_sentencepiece(checkpoint: Checkpoint, tokenizer: Tokenizer) ->
     names = [name for name in checkpoint.files.names if name.endswith(".model") and "/" not in name]
     if len(names) != 1 or "Precompiled" in repr(tokenizer.normalizer):
         return
-    from sentencepiece import sentencepiece_model_pb2
+    sentencepiece: Any = import_extra("sentencepiece.sentencepiece_model_pb2", "torch")
 
     try:
-        stored = sentencepiece_model_pb2.ModelProto.FromString((checkpoint.files.path / names[0]).read_bytes())
+        stored = sentencepiece.ModelProto.FromString((checkpoint.files.path / names[0]).read_bytes())
     except Exception as error:
         raise ModelLoadError(f"{names[0]} of {checkpoint.name!r} is no sentencepiece model: {error}") from error
     if table := stored.normalizer_spec.precompiled_charsmap:
         own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
         parts = [normalizers.Precompiled(table), *own, normalizers.Strip()]
-        tokenizer.normalizer = normalizers.Sequence(parts)  # type: ignore[assignment]
+        tokenizer.normalizer = normalizers.Sequence(parts)
 
 
 def can_pad(model: Any) -> bool:

@@ -25,7 +25,12 @@ from rerank_plugins.errors import ModelLoadError
 __all__ = ["Graph", "Value", "beside", "graph_names", "read_graph"]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-DTYPES = {7: np.dtype(np.int64), 6: np.dtype(np.int32), 1: np.dtype(np.float32), 9: np.dtype(np.bool_)}
+DTYPES: dict[int, np.dtype[Any]] = {
+    7: np.dtype(np.int64),
+    6: np.dtype(np.int32),
+    1: np.dtype(np.float32),
+    9: np.dtype(np.bool_),
+}
 """Of inputs, by ``TensorProto.DataType``."""
 _FLOAT16, _BFLOAT16 = 10, 16
 _EXTERNAL = 1

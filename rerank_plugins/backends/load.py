@@ -153,7 +153,7 @@ def choose(checkpoint: Checkpoint, settings: Settings, ask: Callable[[Any], Any]
         RerankError: What an engine says that was asked for by name.
     """
     choice = Choice(checkpoint)
-    order = [settings.backend]
+    order: list[str] = [settings.backend]
     if settings.backend == "auto":
         order = [*ENGINES]
         # By the name that the package has for it, so that it can be told otherwise.

@@ -79,7 +79,7 @@ class OnnxBackend(GraphBackend):
         _, self.made = self._opened.get(self._open)
         self.try_out()
 
-    def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def run(self, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""
         session, _ = self._opened.get(self._open)
         (logits,) = session.run([self.output], feeds)

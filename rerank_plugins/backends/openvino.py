@@ -104,7 +104,7 @@ class OpenVinoBackend(GraphBackend):
         self._position = next((i for i, found in enumerate(named) if found), 0)
         self.try_out()
 
-    def run(self, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def run(self, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""
         compiled, idle, _ = self._opened.get(self._open)
         try:

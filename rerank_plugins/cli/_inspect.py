@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -60,13 +61,15 @@ def _look(settings: Any) -> tuple[dict[str, Any], dict[str, str], str | None]:
     for name in ENGINES:
         asked = replace(settings, backend=name)
         try:
-            engines[name] = _would(
-                choose(checkpoint, asked, lambda engine, asked=asked: engine.plan(checkpoint, asked))
-            )
+            engines[name] = _would(choose(checkpoint, asked, functools.partial(_plan, checkpoint, asked)))
         except RerankError as error:
             engines[name] = f"no: {' '.join(str(error).split())}"
-    choice = choose(checkpoint, settings, lambda engine: engine.plan(checkpoint, settings))
+    choice = choose(checkpoint, settings, functools.partial(_plan, checkpoint, settings))
     return _facts(checkpoint), engines, choice.engine
+
+
+def _plan(checkpoint: Any, settings: Any, engine: Any) -> Any:
+    return engine.plan(checkpoint, settings)
 
 
 def _would(choice: Any) -> str:
