@@ -110,12 +110,16 @@ def quantised(graph: str | os.PathLike[str], feeds: Iterable[Mapping[str, NDArra
     """
     model = _graph.read(graph)
     folder = Path(graph).parent
-    observed = _observe(model, folder, _products(model), feeds)
-    products = [item for item in _products(model) if _is_large(observed.weights[item.weights])]
+    none = ModelLoadError(
+        f"{graph} has no matrix product with float32 weights that int8 could speed up. Give the float32 graph."
+    )
+    products = _products(model)
     if not products:
-        raise ModelLoadError(
-            f"{graph} has no matrix product with float32 weights that int8 could speed up. Give the float32 graph."
-        )
+        raise none
+    observed = _observe(model, folder, products, feeds)
+    products = [item for item in products if _is_large(observed.weights[item.weights])]
+    if not products:
+        raise none
     seen = max(found.n_rows for found in observed.ranges.values())
     if seen < FEWEST_ROWS:
         raise ConfigurationError(
