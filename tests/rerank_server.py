@@ -70,7 +70,8 @@ class RerankServer:
 
     Attributes:
         url: Its address.
-        bodies: The bodies of all requests, as they were read.
+        bodies: The bodies of all requests.
+        raw: Their bytes.
         paths: Their paths.
         headers: Their headers.
     """
@@ -78,12 +79,14 @@ class RerankServer:
     def __init__(self, *, tls: ssl.SSLContext | None = None, delay_s: float = 0.0, info: Any = None) -> None:
         self.faults: list[Fault] = []
         self.bodies: list[Any] = []
+        self.raw: list[bytes] = []
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.delay_s = delay_s
         self.info = info
         self.change: Callable[[Any], Any] = lambda answer: answer
+        self.rank: Callable[[Any], Any] = ranking
         self.software = "test"
         self._connections: list[Any] = []
         self.most_at_once = 0
@@ -140,8 +143,10 @@ class RerankServer:
             send(handler, Fault(404, {"error": "not found"}))
 
     def post(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        raw = handler.rfile.read(int(handler.headers["Content-Length"]))
+        body = json.loads(raw)
         with self._lock:
+            self.raw.append(raw)
             self.paths.append(handler.path)
             self.headers.append({name.lower(): value for name, value in handler.headers.items()})
             self.bodies.append(body)
@@ -152,7 +157,7 @@ class RerankServer:
         try:
             time.sleep(self.delay_s)
             if fault is None:
-                send(handler, Fault(200, self.change(ranking(body))))
+                send(handler, Fault(200, self.change(self.rank(body))))
             elif fault.act is not None:
                 handler.close_connection = True
                 fault.act(handler)

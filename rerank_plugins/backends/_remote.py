@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -240,11 +241,39 @@ class RemoteBackend(Backend):
     """
 
     precision = "unknown"
+    takes_max_length = False
+    """Whether a request can say how many tokens are read."""
 
     def __init__(self, *, timeout_s: float, max_concurrent: int) -> None:
         self.timeout_s = float(check_number("timeout_s", timeout_s))
         self.max_concurrent = int(check_number("max_concurrent", max_concurrent, whole=True))
+        self.max_length = None
+        self.instruction: str | None = None
         self._process = _Process()
+
+    def configured(self, *, max_length: int | None, instruction: str | None, truncate_query: bool = False) -> Self:
+        """This backend with another maximum length or instruction, sharing connections.
+
+        Raises:
+            ConfigurationError: The server cannot be told a maximum length.
+        """
+        if max_length is not None and not self.takes_max_length:
+            raise ConfigurationError(
+                f"The server at {self.address} decides itself how many tokens it reads: leave max_length at None."
+            )
+        other = copy.copy(self)
+        other.max_length = max_length
+        other.instruction = instruction
+        return other
+
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Immutable but for connections and what was learnt of the servers, which copies share.
+        return copy.copy(self)
 
     @property
     @abstractmethod

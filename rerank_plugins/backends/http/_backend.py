@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextvars
-import copy
 import functools
 import json
 import re
@@ -131,8 +130,7 @@ class HttpBackend(RemoteBackend):
         self.max_texts = max_texts
         self.hedge = hedge
         self.extra_body = dict(extra_body or {})
-        self.max_length = None
-        self.instruction: str | None = None
+        self.takes_max_length = self.dialect.takes_max_length
         self._given_emits = emits
         self._addresses = [address.url for address in addresses]
         self._fingerprint = fingerprint
@@ -176,25 +174,6 @@ class HttpBackend(RemoteBackend):
                 told = f"{info['model_id']}@{info['model_sha']}:{info.get('model_dtype')}"
         return None if told is None else f"{self.dialect.name}:{self.emits}:{self.model}:{told}"
 
-    def configured(
-        self, *, max_length: int | None, instruction: str | None, truncate_query: bool = False
-    ) -> HttpBackend:
-        """This backend with another maximum length or instruction, sharing connections.
-
-        Raises:
-            ConfigurationError: The server cannot be told a maximum length.
-        """
-        if max_length is not None and not self.dialect.takes_max_length:
-            able = ", ".join(repr(dialect.name) for dialect in DIALECTS.values() if dialect.takes_max_length)
-            raise ConfigurationError(
-                f"A {self.dialect.name!r} server decides itself how many tokens it reads: leave max_length at None. "
-                f"Requests can say it in the dialects {able}."
-            )
-        other = copy.copy(self)
-        other.max_length = max_length
-        other.instruction = instruction
-        return other
-
     def __repr__(self) -> str:
         urls = self._addresses[0] if len(self._addresses) == 1 else self._addresses
         shown = {name: value for name, value in self._config().items() if value != _DEFAULTS[name]}
@@ -229,15 +208,6 @@ class HttpBackend(RemoteBackend):
             "_headers": {name: value for name, value in self._headers.items() if not _SECRET.search(name)},
         }
         return _rebuilt, (self._addresses, self.dialect.name, self._config(), state)
-
-    def __copy__(self) -> HttpBackend:
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        return other
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> HttpBackend:
-        # Immutable but for connections and what was learnt of the servers, which copies share.
-        return self.__copy__()
 
     # -- requests -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["asked_pause_s", "error_message"]
+__all__ = ["asked_pause_s", "error_message", "shown"]
 
 LONGEST = 300
 """Characters of a server's message that are passed on."""
@@ -28,17 +28,19 @@ def error_message(body: bytes, inputs: Iterable[str], secret: str | None = None)
         secret: A key that must not be shown.
     """
     try:
-        found = _find(json.loads(body))
+        return shown(_find(json.loads(body)), inputs, secret)
     except (ValueError, RecursionError):
         return ""
+
+
+def shown(message: str, inputs: Iterable[str], secret: str | None = None) -> str:
+    """A server's message on one line, of bounded length, without inputs and secret."""
     if secret:
-        found = found.replace(secret, "**********")
-    message = " ".join(found.split())
-    if len(message) > LONGEST:
-        message = message[:LONGEST] + " ..."
-    if any(_repeats(found, text) for text in inputs):
+        message = message.replace(secret, "**********")
+    beginning = message[:LONGEST]
+    if any(_repeats(beginning, text) for text in inputs):
         return "(a message that repeats the input)"
-    return message
+    return " ".join(beginning.split()) + (" ..." if len(message) > LONGEST else "")
 
 
 def _find(answer: Any) -> str:
