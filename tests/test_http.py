@@ -24,7 +24,7 @@ from rerank_server import Fault, RerankServer, drip, half, hang, probability, re
 from rerank_plugins import Candidate, Reranker
 from rerank_plugins.backends.http import HttpBackend, from_url, is_url, shown_url
 from rerank_plugins.backends.http.dialects import DIALECTS
-from rerank_plugins.errors import ConfigurationError, ServerError, ServerTimeout
+from rerank_plugins.errors import ConfigurationError, InputError, ServerError, ServerTimeout
 from rerank_plugins.testing import FakeBackend, check_backend_contract, word_overlap
 
 QUERY = "red fox in the snow"
@@ -217,9 +217,8 @@ def test_a_text_that_no_request_can_hold_is_cut_and_says_so(server: RerankServer
 
 
 def test_a_query_that_leaves_no_room_is_an_error(server: RerankServer) -> None:
-    with pytest.raises(ServerError, match="Shorten the query") as caught:
+    with pytest.raises(InputError, match="Shorten the query"):
         asked(HttpBackend(server.url, dialect="tei"), query="x" * 2_000_000)
-    assert not caught.value.passing
 
 
 # -- failures that pass ---------------------------------------------------------------------------------------------
@@ -559,6 +558,41 @@ def test_hedging_stays_within_its_share(server: RerankServer) -> None:
             asked(backend)
         # What 40 requests have earned, and no more; then slow is what they all are.
         assert 20 < len(server.bodies) + len(other.bodies) - before <= 25
+
+
+# -- failing open ---------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_keeps_what_was_scored_and_the_first_stage_order(server: RerankServer) -> None:
+    reranker = Reranker(HttpBackend(server.url, dialect="jina", max_texts=2, max_concurrent=1))
+    reranker.rank(QUERY, TEXTS)
+    server.faults = [Fault(act=hang(0)), Fault(act=hang(3))]
+    server.faults.pop(0)
+    server.delay_s = 0.0
+    started = time.monotonic()
+    ranking = reranker.rank(QUERY, TEXTS, deadline_s=0.4)
+    assert time.monotonic() - started < 1
+    assert ranking.fallback
+    assert [item.index for item in ranking] == [0, 1, 2, 3, 4]
+    assert not any(item.scored for item in ranking)
+    server.faults.clear()
+    server.delay_s = 0.25
+    ranking = reranker.rank(QUERY, TEXTS, deadline_s=0.4)
+    assert [item.index for item in ranking] == [1, 0, 2, 3, 4]
+    assert [item.scored for item in ranking] == [True, True, False, False, False]
+
+
+def test_a_server_that_is_gone_falls_back_and_a_wrong_key_does_not(server: RerankServer) -> None:
+    with running() as gone:
+        url = gone.url
+    kept = Reranker(HttpBackend(url, dialect="jina"), on_error="keep_order").rank(QUERY, TEXTS)
+    assert [item.index for item in kept] == [0, 1, 2, 3, 4]
+    assert kept.fallback
+    chain = Reranker(HttpBackend(url, dialect="jina"), on_error=Reranker(HttpBackend(server.url, dialect="tei")))
+    assert [item.index for item in chain.rank(QUERY, TEXTS)] == [2, 1, 4, 3, 0]
+    server.faults = [Fault(401)]
+    with pytest.raises(ServerError, match="401"):
+        Reranker(HttpBackend(server.url, dialect="tei"), on_error="keep_order").rank(QUERY, TEXTS)
 
 
 # -- keys, pickles, addresses ---------------------------------------------------------------------------------------

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
+from rerank_plugins._deadline import DeadlineExceeded, remaining_s
 from rerank_plugins._texts import scorable
 from rerank_plugins.backends._merge import Cancelled, cancellation
 from rerank_plugins.backends.base import Backend, Pair, PairLogits
-from rerank_plugins.errors import ConfigurationError, ServerError, ServerTimeout
+from rerank_plugins.errors import ConfigurationError, InputError, ServerError, ServerTimeout
 
 __all__ = [
     "Deadline",
@@ -66,11 +67,17 @@ class Limits:
 
 
 class Deadline:
-    """The end of a call: `timeout_s` from now."""
+    """The end of a call: `timeout_s` from now, or when the caller wants its ranking, if that is earlier.
+
+    Attributes:
+        of_caller: Whether it is the caller's.
+    """
 
     def __init__(self, timeout_s: float) -> None:
+        remaining = remaining_s()
+        self.of_caller = remaining is not None and remaining < timeout_s
         self.timeout_s = timeout_s
-        self._end = time.monotonic() + timeout_s
+        self._end = time.monotonic() + (timeout_s if remaining is None else min(timeout_s, remaining))
 
     @property
     def left_s(self) -> float:
@@ -302,6 +309,8 @@ class RemoteBackend(Backend):
         Raises:
             ServerError: The server failed or answered wrongly.
             ServerTimeout: It did not answer within `timeout_s`.
+            DeadlineExceeded: It did not answer when the caller wants its ranking.
+            InputError: A query is longer than what the server takes.
             ConfigurationError: The key that was named is not there.
         """
         scores = np.empty((len(pairs), 1), dtype=np.float32)
@@ -323,7 +332,13 @@ class RemoteBackend(Backend):
         for query, positions in by_query.items():
             requests += self._split(scorable(query), positions, texts, truncated, limits)
         calls = [_Call(self._scores, request, deadline) for request in requests]
-        for request, values in zip(requests, self._all(calls, deadline), strict=True):
+        try:
+            results = self._all(calls, deadline)
+        except ServerTimeout:
+            if deadline.of_caller:
+                raise DeadlineExceeded from None
+            raise
+        for request, values in zip(requests, results, strict=True):
             scores[request.positions, 0] = values
         return PairLogits(scores, truncated)
 
@@ -333,11 +348,9 @@ class RemoteBackend(Backend):
         request = _Request(query, [], [])
         room = limits.body_bytes - self._overhead(query) if limits.body_bytes is not None else None
         if room is not None and room < self._text_overhead(query) + 1024:
-            raise ServerError(
+            raise InputError(
                 f"{self.address} takes requests of {limits.body_bytes:,} bytes, and the query leaves no room for a "
-                "text in them. Shorten the query.",
-                url=self.address,
-                passing=False,
+                "text in them. Shorten the query."
             )
         used, each = 0, self._text_overhead(query)
         for i in positions:

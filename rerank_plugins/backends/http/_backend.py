@@ -155,6 +155,11 @@ class HttpBackend(RemoteBackend):
         return self.url
 
     @property
+    def pairs_at_a_time(self) -> int:  # type: ignore[override]
+        """With a deadline, what one round of requests holds."""
+        return self.max_concurrent * (self.max_texts or self.dialect.limits.texts or 1000)
+
+    @property
     def model_name(self) -> str:
         """Name of the model, or the address where none was given."""
         return self.url if self.model is None else self.model
