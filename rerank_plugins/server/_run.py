@@ -18,7 +18,7 @@ from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.server._app import RerankServer, ServerOptions, create_app
 
-__all__ = ["is_loopback", "serve"]
+__all__ = ["Server", "is_loopback", "serve"]
 
 log = logging.getLogger("rerank_plugins.server")
 
@@ -59,28 +59,7 @@ def serve(reranker: Reranker, options: ServerOptions, *, host: str, port: int, n
             f"At {host} anybody who reaches this machine could use the server. Name an environment variable with a key "
             "by --api-key-env, or say --no-auth."
         )
-    app = create_app(reranker, options)
-    listener = _listener(host, port)
-    log.info("Listening at http://%s:%d", host, listener.getsockname()[1])
-    config = uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=5,
-        backlog=2048,
-    )
-    server = _Server(config, app.state.server)
-    try:
-        server.run(sockets=[listener])
-    finally:
-        listener.close()
-    if app.state.server.failed is not None:
-        raise app.state.server.failed
+    Server(reranker, options, host=host, port=port).run_to_end()
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -96,33 +75,80 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, server: RerankServer) -> None:
-        super().__init__(config)
-        self._rerank = server
+class Server(uvicorn.Server):
+    """One listening server; `serve` says the arguments.
+
+    Attributes:
+        url: Where it listens.
+    """
+
+    def __init__(self, reranker: Reranker, options: ServerOptions, *, host: str, port: int) -> None:
+        app = create_app(reranker, options)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self.state: RerankServer = app.state.server
+        self._listener = _listener(host, port)
         self._drained_by: float | None = None
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"http://{name}:{self._listener.getsockname()[1]}"
+
+    def run_to_end(self) -> None:
+        """Serve until a signal, or until `stop`.
+
+        Raises:
+            RerankError: The model cannot be loaded.
+        """
+        log.info("Listening at %s", self.url)
+        try:
+            self.run(sockets=[self._listener])
+        finally:
+            self._listener.close()
+        if self.state.failed is not None:
+            raise self.state.failed
+
+    def stop(self) -> None:
+        """Let running requests end, answer new ones with 503, then end."""
+        self.state.stopping = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: the first one stops, a second SIGINT ends at once."""
         # Not recorded as uvicorn does: an end that was asked for is no failure.
-        if self._rerank.stopping and sig == signal.SIGINT:
+        if self.state.stopping and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
-        self._rerank.stopping = True
+        self.stop()
 
     async def on_tick(self, counter: int) -> bool:
-        if self._rerank.failed is not None:
+        """Whether it is time to end; asked ten times a second."""
+        if self.state.failed is not None:
             return True
-        if self._rerank.stopping:
+        if self.state.stopping:
             now = time.monotonic()
             self._drained_by = self._drained_by or now + DRAIN_S
-            if not self._rerank.running or now > self._drained_by:
+            if not self.state.running or now > self._drained_by:
                 return True
         return bool(await super().on_tick(counter))
 
 
 class _Protocol(H11Protocol):
-    """HTTP whose heads may not take for ever."""
+    """HTTP whose heads may not take for ever, and whose addresses no log repeats."""
 
     _head: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        # uvicorn's own line has the query of the address, and is written wherever the root logger has a handler.
+        self.access_log = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
