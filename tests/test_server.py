@@ -104,6 +104,15 @@ def test_documents_are_given_back_as_each_client_expects(
     assert post(server, path, body).json()["results"][0].get("document") == given
 
 
+def test_litellm_gets_what_both_of_its_providers_take(server: Server) -> None:
+    # As its providers infinity/ and hosted_vllm/ send it, to the byte.
+    body = {"model": "x", "query": QUERY, "documents": TEXTS, "return_documents": True}
+    headers = {"User-Agent": "litellm/1.110.2", "Authorization": "Bearer k"}
+    response = post(server, "/rerank", body, headers=headers)
+    assert rows(response) == PROBABILITIES
+    assert all("document" not in row for row in response.json()["results"])
+
+
 def test_requests_of_open_webui_and_dify(server: Server) -> None:
     # Open WebUI, retrieval/models/external.py: every index is needed back.
     webui = {"model": "m", "query": QUERY, "documents": TEXTS, "top_n": len(TEXTS)}
@@ -357,7 +366,7 @@ def test_keys() -> None:
             {},
             {"Authorization": "sesame"},
             {"Authorization": "Bearer wrong"},
-            {"Authorization": "Bearer "},
+            {"Authorization": "Bearer"},
         ):
             for path in ("/v2/rerank", "/rerank", "/v1/rerank"):
                 response = post(server, path, body, headers=headers)

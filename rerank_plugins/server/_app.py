@@ -113,7 +113,7 @@ class RerankServer:
 
     async def rerank(self, request: Request) -> Response:
         """Rank the texts of a request."""
-        path = request.url.path
+        path, agent = request.url.path, request.headers.get("user-agent", "")
         started = time.perf_counter()
         n_texts = 0
         refused: Refused | None = None
@@ -127,7 +127,7 @@ class RerankServer:
                 raise Refused(429, "Too many requests at the same time. Try again.", "Overloaded")
             self.running += 1
             try:
-                n_texts, content = await self._while_there(request, in_thread(self._ranked, path, body))
+                n_texts, content = await self._while_there(request, in_thread(self._ranked, path, agent, body))
             finally:
                 self.running -= 1
             response = Response(content, media_type="application/json")
@@ -154,9 +154,9 @@ class RerankServer:
         if not self.ready:
             raise Refused(503, "The model is loading. Try again.", "Unhealthy")
 
-    def _ranked(self, path: str, body: bytes) -> tuple[int, bytes]:
+    def _ranked(self, path: str, agent: str, body: bytes) -> tuple[int, bytes]:
         options = self.options
-        ask = parse(path, body, max_texts=options.max_texts, raw=options.raw_scores)
+        ask = parse(path, body, agent=agent, max_texts=options.max_texts, raw=options.raw_scores)
         ranking = self._reranker_for(ask).rank(ask.query, ask.texts)
         if not all(item.scored for item in ranking):
             raise Refused(503, "Not all texts could be scored.", "Unhealthy")

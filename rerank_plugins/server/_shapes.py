@@ -65,12 +65,13 @@ class Ask:
     max_length: int | None = None
 
 
-def parse(path: str, body: bytes, *, max_texts: int, raw: bool) -> Ask:
+def parse(path: str, body: bytes, *, agent: str, max_texts: int, raw: bool) -> Ask:
     """Read a request.
 
     Args:
         path: Of the endpoint.
         body: JSON.
+        agent: What the client calls itself.
         max_texts: Most texts.
         raw: Whether scores are logits unless the request says otherwise.
 
@@ -102,7 +103,7 @@ def parse(path: str, body: bytes, *, max_texts: int, raw: bool) -> Ask:
     return replace(
         ask,
         raw=raw if given_raw is None else given_raw,
-        documents=_documents(path, _flag(given, "return_documents")),
+        documents=_documents(path, agent, _flag(given, "return_documents")),
         instruction=_string(given, "instruction", optional=True),
         max_length=None if longest == -1 else longest,
     )
@@ -115,12 +116,16 @@ def shape_of(path: str, body: bytes) -> Shape:
     return "tei" if path in ("/rerank", "/") and b'"texts"' in body and b'"documents"' not in body else "openai"
 
 
-def _documents(path: str, asked: bool | None) -> Literal["none", "string", "object"]:
+def _documents(path: str, agent: str, asked: bool | None) -> Literal["none", "string", "object"]:
     if path == "/v2/rerank":
         # Cohere's second version gives none back.
         return "object" if asked else "none"
     if path.startswith("/infinity/"):
         return "string" if asked else "none"
+    if path == "/rerank" and agent.startswith("litellm/"):
+        # Its providers for vLLM and for Infinity send the same request, always ask for documents, and each fails on
+        # the other's form of them; both do without.
+        return "none"
     # Jina gives them unless told not to.
     return "object" if asked or (asked is None and path == "/v1/rerank") else "none"
 
