@@ -103,16 +103,18 @@ class BedrockBackend(AwsBackend):
             },
         }
         rows: list[Any] = []
-        token: dict[str, str] = {}
+        page: dict[str, str] = {}
+
+        def call(client: Any) -> Any:
+            return client.rerank(**request, **page)
+
         # A page has at least one row, so more pages than texts are no answer.
         for _ in texts:
-            answer = self._answered(
-                lambda client, token=token: client.rerank(**request, **token), (asked, *texts), deadline
-            )
+            answer = self._answered(call, (asked, *texts), deadline)
             rows += answer.get("results", [])
             if not answer.get("nextToken"):
                 break
-            token = {"nextToken": answer["nextToken"]}
+            page = {"nextToken": answer["nextToken"]}
         return check_scores(rows, len(texts), "relevanceScore", self._wrong)
 
     def _wrong(self, what: str) -> ServerError:
