@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+import rerank_plugins
 from rerank_plugins._threads import in_thread
 from rerank_plugins.backends.http import is_url, shown_url
 from rerank_plugins.errors import ConfigurationError, InputError, ScoringError, ServerError
@@ -220,7 +221,7 @@ class RerankServer:
                 "auto_truncate": True,
                 "payload_limit": options.max_body_bytes,
                 "tokenization_workers": 1,
-                "version": _version(),
+                "version": rerank_plugins.__version__,
             }
         )
 
@@ -327,9 +328,3 @@ def _public_name(name: str) -> str:
         return shown_url(name)
     # Not the machine's directories.
     return Path(name).name if Path(name).is_dir() else name
-
-
-def _version() -> str:
-    from rerank_plugins import __version__
-
-    return __version__
