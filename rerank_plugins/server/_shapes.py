@@ -14,8 +14,8 @@ from rerank_plugins.types import RankedCandidate, Ranking
 __all__ = ["Ask", "Refused", "Shape", "answer", "error_body", "parse", "shape_of"]
 
 Shape = Literal["cohere", "openai", "tei"]
-"""``cohere``: version 2, errors as ``{"message"}``; ``openai``: Jina, vLLM and Infinity, errors as ``{"error": {...}}``;
-``tei``: text-embeddings-inference.
+"""``cohere``: version 2, errors as ``{"message"}``; ``openai``: Jina, vLLM and Infinity, errors as
+``{"error": {...}}``; ``tei``: text-embeddings-inference.
 """
 
 BLANK_SCORE = -700.0
