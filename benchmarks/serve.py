@@ -8,9 +8,9 @@ Infinity needs an environment of its own:
     ENVIRONMENT/bin/pip install "infinity-emb[server,torch]==0.0.78" "transformers<4.58" "numpy<2" "click<8.2"
 
 Without `--infinity` the servers of this package are measured alone. The weights are all-MiniLM-L6-v2 under a seeded
-head unless `--model` names another; the bundled model, with its int8 weights, has a row of its own. The texts are paragraphs
-of CPython's manual. Servers run one at a time, each in processes of its own, and take turns in every round; the figures
-are medians of the rounds:
+head unless `--model` names another; the bundled model has a row of its own. The texts are paragraphs of CPython's
+manual. Servers run one at a time, each in processes of its own, and take turns in every round; the figures are medians
+of the rounds:
 
 - seconds from the start of the command to the first answer, and memory after it (PSS of all its processes);
 - the 50th percentile of calls of `--texts` by one client;

@@ -563,12 +563,18 @@ def test_hedging_stays_within_its_share(server: RerankServer) -> None:
 # -- failing open ---------------------------------------------------------------------------------------------------
 
 
+def test_a_wrong_key_is_told_as_such_where_the_server_is_asked_what_it_is() -> None:
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(401))
+    with pytest.raises(ServerError, match="answered 401"):
+        from_url("http://host", transport=transport)
+    with pytest.raises(ServerError, match="answered 401"):
+        Reranker(HttpBackend("http://host", dialect="tei", transport=transport), cache=10).score(QUERY, TEXTS)
+
+
 def test_a_deadline_keeps_what_was_scored_and_the_first_stage_order(server: RerankServer) -> None:
     reranker = Reranker(HttpBackend(server.url, dialect="jina", max_texts=2, max_concurrent=1))
     reranker.rank(QUERY, TEXTS)
-    server.faults = [Fault(act=hang(0)), Fault(act=hang(3))]
-    server.faults.pop(0)
-    server.delay_s = 0.0
+    server.faults = [Fault(act=hang(3))]
     started = time.monotonic()
     ranking = reranker.rank(QUERY, TEXTS, deadline_s=0.4)
     assert time.monotonic() - started < 1
@@ -727,9 +733,11 @@ def test_the_cache_needs_a_fingerprint(server: RerankServer) -> None:
 def test_a_url_says_the_dialect_or_the_server_does(server: RerankServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_RERANK_KEY", "k")
     assert [is_url(name) for name in ("http://x", " HTTPS://x", "org/model", "/a/b")] == [True, True, False, False]
-    backend = from_url(server.url + "?dialect=jina&model=m&api_key_env=MY_RERANK_KEY&api-version=3")
+    backend = from_url(server.url + "?dialect=jina&model=m&api_key_env=MY_RERANK_KEY&timeout_s=7&api-version=3")
     asked(backend)
-    assert (backend.dialect.name, backend.model) == ("jina", "m")
+    assert (backend.dialect.name, backend.model, backend.timeout_s) == ("jina", "m", 7)
+    with pytest.raises(ConfigurationError, match="timeout_s"):
+        from_url(server.url + "?dialect=jina&timeout_s=soon")
     assert server.paths[-1] == "/v1/rerank?api-version=3"
     assert server.headers[-1]["authorization"] == "Bearer k"
     assert from_url(server.url + "/v2/rerank").dialect.name == "cohere"

@@ -621,6 +621,34 @@ def test_commands_that_cannot_work(arguments: list[str], says: str) -> None:
     assert says in result.output
 
 
+def test_the_image_runs_what_there_is() -> None:
+    import re
+    import shlex
+    from pathlib import Path
+
+    from typer.testing import CliRunner
+
+    from rerank_plugins.cli._app import app
+
+    root = Path(__file__).parent.parent
+    lines = (root / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    copied = [name for line in lines if line.startswith("COPY") for name in shlex.split(line)[1:-1]]
+    let_in = {line.removeprefix("!") for line in (root / ".dockerignore").read_text().split() if line.startswith("!")}
+    assert {"pyproject.toml", "rerank_plugins"} <= set(copied) == let_in
+    assert all((root / name).exists() for name in copied)
+    (user,) = [line.split()[1] for line in lines if line.startswith("USER")]
+    assert user not in ("0", "root")
+    command = [
+        word for line in lines if line.startswith(("ENTRYPOINT", "CMD")) for word in json.loads(line.split(None, 1)[1])
+    ]
+    # Without the key that it names it says so, and does not start.
+    result = CliRunner().invoke(app, command[1:])
+    assert (result.exit_code, "RERANK_API_KEY" in result.output) == (2, True)
+    port = command[command.index("--port") + 1]
+    assert any(re.search(rf"^EXPOSE {port}$", line) for line in lines)
+    assert any(line.lstrip().startswith("HEALTHCHECK") and f":{port}/health" in line for line in lines)
+
+
 def test_a_taken_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -78,7 +78,7 @@ class RerankServer:
         self.reranker = Reranker(**{**reranker.config, "scale": "probability"})
         self.options = options
         self.metrics = Metrics()
-        self.bodies = Bodies(options.max_body_bytes, 16 * options.max_body_bytes, options.body_s)
+        self.bodies = Bodies(options.max_body_bytes, 4 * options.max_body_bytes, options.body_s)
         self.model = _public_name(self.reranker.model_name)
         self.ready = False
         self.stopping = False

@@ -246,7 +246,7 @@ class HttpBackend(RemoteBackend):
             try:
                 _, said = self._exchange(node, deadline, None, beside(node.url, name), ())
             except Failure as failure:
-                if failure.error.passing:
+                if failure.error.passing or failure.error.status in (401, 403):
                     raise
                 return {}
             return said if isinstance(said, dict) else {}
@@ -267,7 +267,7 @@ class HttpBackend(RemoteBackend):
             try:
                 _, told = self._exchange(node, deadline, None, beside(node.url, "info"), ())
             except Failure as failure:
-                if failure.error.passing:
+                if failure.error.passing or failure.error.status in (401, 403):
                     if needed:
                         raise failure.error from failure.__cause__
                     return {}

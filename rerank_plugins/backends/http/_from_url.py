@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -12,7 +13,7 @@ from rerank_plugins.errors import ConfigurationError
 
 __all__ = ["from_url", "is_url", "shown_url"]
 
-_OPTIONS = ("dialect", "model", "api_key_env")
+_OPTIONS: dict[str, Callable[[str], Any]] = {"dialect": str, "model": str, "api_key_env": str, "timeout_s": float}
 """What the query of a URL may say; the rest of it is the server's."""
 _OWNERS = {"vllm": "vllm", "infinity": "infinity", "llamacpp": "tei"}
 """Dialect of a server by what its list of models gives as the owner."""
@@ -32,9 +33,9 @@ def shown_url(url: str) -> str:
 def from_url(url: str, **keywords: Any) -> HttpBackend:
     """A rerank server by its address alone.
 
-    ``http://localhost:8080?dialect=tei&model=NAME&api_key_env=VARIABLE``: those three may stand in the query of the
-    address, anything else there belongs to the server. Without a dialect, that of a hosted service is taken, or that
-    of a path that only one kind has (``/v2/rerank``, ``/v1/ranking``), or the server is asked what it is.
+    ``http://localhost:8080?dialect=tei&model=NAME&api_key_env=VARIABLE&timeout_s=5``: those four may stand in the query
+    of the address, anything else there belongs to the server. Without a dialect, that of a hosted service is taken, or
+    that of a path that only one kind has (``/v2/rerank``, ``/v1/ranking``), or the server is asked what it is.
 
     Args:
         url: The address; user and password in it are sent as such and never shown.
@@ -49,7 +50,12 @@ def from_url(url: str, **keywords: Any) -> HttpBackend:
     others = []
     for name, value in parse_qsl(address.parts.query, keep_blank_values=True):
         if name in _OPTIONS:
-            options[name] = value
+            try:
+                options[name] = _OPTIONS[name](value)
+            except ValueError:
+                raise ConfigurationError(
+                    f"{name} in the address of a server must be a number; got {value!r}."
+                ) from None
         else:
             others.append((name, value))
     parts = urlsplit(url.strip())
