@@ -179,9 +179,8 @@ def overhead(model: str, threads: int, texts: list[str]) -> dict[str, float]:
 
 def own_command(model: str, port: int, threads: int) -> list[str]:
     """The command of this package's server."""
-    run = "from rerank_plugins.cli import main; main()"
     options = ["--port", str(port), "--model", model, "--threads", str(threads), "--max-concurrent", "256"]
-    return [sys.executable, "-c", run, "serve", *options]
+    return [sys.executable, "-m", "rerank_plugins", "serve", *options]
 
 
 def infinity_command(python: str, model: str, port: int) -> list[str]:

@@ -567,7 +567,7 @@ def refused(server: Server) -> bool:
 
 
 def test_the_command_until_sigterm(tmp_path: Any) -> None:
-    command = [sys.executable, "-c", "from rerank_plugins.cli import main; main()", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "rerank_plugins", "serve", "--port", "0"]
     command += ["--api-key-env", "SERVE_KEY", "--raw-scores", "--max-concurrent", "4"]
     environment = {**os.environ, "SERVE_KEY": "sesame", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
