@@ -55,6 +55,7 @@ parser.add_argument("--texts", type=int, default=10)
 parser.add_argument("--calls", type=int, default=50)
 parser.add_argument("--seconds", type=float, default=10.0)
 parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--turns", type=int, default=100, help="calls in the process and over HTTP, by turns")
 parser.add_argument("--json", action="store_true")
 QUERY = "how do I write a class that can be used in a with statement"
 START_S = 300.0
@@ -161,19 +162,21 @@ def measure(command: list[str], port: int, arguments: argparse.Namespace, texts:
     }
 
 
-def overhead(model: str, threads: int, texts: list[str]) -> dict[str, float]:
+def overhead(model: str, threads: int, turns: int, texts: list[str]) -> dict[str, float]:
     """A call of 20 texts in this process, and through `HttpBackend` to a server on loopback, by turns."""
     port = free_port()
     local = Reranker(model, threads=threads).prepare()
     with started(own_command(model, port, threads), port, threads, texts[:2]):
         remote = Reranker(HttpBackend(f"http://127.0.0.1:{port}", dialect="tei"))
         times: dict[str, list[float]] = {"in_process": [], "over_http": []}
-        for _ in range(100):
+        for _ in range(turns):
             for name, reranker in (("in_process", local), ("over_http", remote)):
                 begin = time.perf_counter()
                 reranker.rank(QUERY, texts[:20])
                 times[name].append(time.perf_counter() - begin)
-    in_process, over_http = (1000 * statistics.median(times[name][10:]) for name in ("in_process", "over_http"))
+    in_process, over_http = (
+        1000 * statistics.median(times[name][turns // 10 :]) for name in ("in_process", "over_http")
+    )
     return {"in_process_ms": in_process, "over_http_ms": over_http, "added_ms": over_http - in_process}
 
 
@@ -206,7 +209,7 @@ def main() -> None:
             for name, command in commands.items():
                 port = free_port()
                 rounds[name].append(measure(command(port), port, arguments, texts))
-        added = overhead(BUNDLED_NAME, arguments.threads, texts)
+        added = overhead(BUNDLED_NAME, arguments.threads, arguments.turns, texts)
     figures: dict[str, Any] = {
         name: {figure: statistics.median(one[figure] for one in found) for figure in found[0]}
         for name, found in rounds.items()

@@ -32,7 +32,7 @@ def serving(backend: Any = None, *, wait: bool = True, **options: Any) -> Iterat
     try:
         yield server
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
 
