@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_threads": {"_cancellation"},
     "_cancellation": set(),
     "testing": {"backends"},
-    "server": {"_extras", "_threads", "backends", "errors", "reranker", "selection", "types"},
+    "server": {"_extras", "_texts", "_threads", "backends", "errors", "reranker", "selection", "types"},
     "_adapters": {"reranker", "settings", "types", "errors"},
     "langchain": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "llama_index": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},

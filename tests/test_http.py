@@ -38,6 +38,11 @@ def server():  # type: ignore[no-untyped-def]
         yield started
 
 
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rerank_plugins.backends._remote.FIRST_PAUSE_S", 0.05)
+
+
 def expected(dialect: str) -> list[float]:
     score = word_overlap if DIALECTS[dialect].emits == "logit" else probability
     return [score(QUERY, text) for text in TEXTS]
@@ -700,6 +705,7 @@ def test_errors_survive_a_pickle() -> None:
         {"api_key": "a", "api_key_env": "B"},
         {"api_key": "a\nb"},
         {"api_key": 5},
+        {"extra_body": {"a": {1, 2}}},
     ],
     ids=str,
 )

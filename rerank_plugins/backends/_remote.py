@@ -43,7 +43,7 @@ THREADS = 64
 """Requests of one backend at the same time, of all its callers."""
 RETRIES = 3
 """Requests after the first one."""
-FIRST_PAUSE_S = 0.25
+FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
 RETRIED = frozenset({408, 429, 502, 503, 504, 529})
 """Statuses that pass: the server is busy, starts, or is replaced."""

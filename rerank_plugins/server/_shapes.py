@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rerank_plugins._texts import is_blank
 from rerank_plugins.selection import BLANK_LOGIT
 from rerank_plugins.types import RankedCandidate, Ranking
 
@@ -148,7 +149,7 @@ def _common(given: dict[str, Any], name: str, shape: Shape, max_texts: int) -> A
     status = 422 if shape == "tei" else 400
     query = _string(given, "query", status=status)
     assert query is not None
-    if not query.strip():
+    if is_blank(query):
         raise Refused(400, "query must not be blank.", "Empty")
     texts = given.get(name)
     if not isinstance(texts, list):

@@ -125,6 +125,10 @@ class HttpBackend(RemoteBackend):
             raise ConfigurationError("All addresses of one backend must have the same user and password.")
         if hedge and len(addresses) < 2:
             raise ConfigurationError("hedge=True needs two addresses or more: url=[...].")
+        try:
+            json.dumps(extra_body)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"extra_body must be what JSON can hold: {error}.") from None
         self.model = model
         self.emits = self.dialect.emits if emits is None else emits
         self.max_texts = max_texts
