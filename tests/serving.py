@@ -37,7 +37,7 @@ def serving(backend: Any = None, *, wait: bool = True, **options: Any) -> Iterat
         assert not thread.is_alive()
 
 
-def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it took too long"
