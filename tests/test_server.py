@@ -426,7 +426,7 @@ def test_a_client_that_goes_away_stops_its_work() -> None:
 
 
 def test_work_that_nobody_waits_for_is_dropped() -> None:
-    from rerank_plugins.backends._merge import cancellation
+    from rerank_plugins._cancellation import cancellation
 
     seen: list[bool] = []
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
+from rerank_plugins._cancellation import Cancelled, cancellation
 from rerank_plugins._deadline import DeadlineExceeded, remaining_s
 from rerank_plugins._texts import scorable
-from rerank_plugins.backends._merge import Cancelled, cancellation
 from rerank_plugins.backends.base import Backend, Pair, PairLogits
 from rerank_plugins.errors import ConfigurationError, InputError, ServerError, ServerTimeout
 
