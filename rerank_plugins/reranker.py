@@ -114,6 +114,15 @@ class Reranker:
         """Most tokens of a pair; None where the backend does not tell. Loads the model if it is not."""
         return self._loaded().max_length
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Equal for two rerankers only if they give every pair the same logits; None where the backend does not tell.
+
+        Loads the model if it is not.
+        """
+        backend = self._loaded()
+        return cache_digest(backend, self.settings).hex() if backend.fingerprint else None
+
     def __repr__(self) -> str:
         given = {**self.settings.changed(), "model": self.model_name}
         if (backend := self._backend) is not None:

@@ -25,6 +25,7 @@ from rerank_plugins.cli._inspect import inspect
 from rerank_plugins.cli._mine import mine
 from rerank_plugins.cli._models import models
 from rerank_plugins.cli._rank import rank
+from rerank_plugins.cli._serve import serve
 from rerank_plugins.cli._train import train
 from rerank_plugins.cli._train_retriever import train_retriever
 from rerank_plugins.errors import ConfigurationError, InputError, RerankError
@@ -119,7 +120,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, rank, models, inspect, evaluate, benchmark, calibrate, convert, mine, train, train_retriever):
+for command in (
+    demo,
+    rank,
+    models,
+    inspect,
+    evaluate,
+    benchmark,
+    calibrate,
+    convert,
+    mine,
+    train,
+    train_retriever,
+    serve,
+):
     app.command(cls=_Command)(command)
 
 
