@@ -223,9 +223,7 @@ def xlm_roberta_tokenizer(directory: Path, *, sentencepiece_file: bool = True, l
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     tokenizer.save(str(directory / "tokenizer.json"))
-    _special_tokens(
-        directory, _ROBERTA_NAMES, model_max_length=limit or DROP, tokenizer_class="XLMRobertaTokenizer"
-    )
+    _special_tokens(directory, _ROBERTA_NAMES, model_max_length=limit or DROP, tokenizer_class="XLMRobertaTokenizer")
     return tokenizer.get_vocab_size()
 
 
@@ -291,9 +289,10 @@ def gemma_tokenizer(directory: Path) -> int:
     trainer = trainers.BpeTrainer(
         vocab_size=1500,
         special_tokens=[*specials, *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=["\n"],
         show_progress=False,
     )
-    tokenizer.train_from_iterator([line + "\n" for text in _corpus() for line in text.splitlines()], trainer)
+    tokenizer.train_from_iterator([line for text in _corpus() for line in text.splitlines()], trainer)
     tokenizer.pre_tokenizer = None
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -487,6 +486,4 @@ def external(graph: Path, file: Path, weights: str) -> None:
     import onnx
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(
-        onnx.load(str(graph)), str(file), save_as_external_data=True, location=weights, size_threshold=0
-    )
+    onnx.save(onnx.load(str(graph)), str(file), save_as_external_data=True, location=weights, size_threshold=0)

@@ -226,7 +226,7 @@ def bge_reranker_v2_gemma(directory: Path) -> None:
 
 # -- repositories with code of their own ------------------------------------------------------------------------------
 
-_CODE = '''
+_CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -250,7 +250,7 @@ class {model}(PreTrainedModel):
         position = 1 + torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(-1) * 0.01
         pooled = (hidden * position).sum(1) / mask.sum(1)
         return SequenceClassifierOutput(logits=self.classifier(pooled))
-'''
+"""
 
 
 def _own_code(directory: Path, vocabulary: int, names: tuple[str, str, str, str], **config: object) -> Any:
@@ -258,12 +258,18 @@ def _own_code(directory: Path, vocabulary: int, names: tuple[str, str, str, str]
     configuration, config_name, modeling, model_name = names
     config_class = f"class {config_name}(PretrainedConfig):\n    model_type = {config.get('model_type', '')!r}"
     (directory / f"{configuration}.py").write_text(f"from transformers import PretrainedConfig\n\n\n{config_class}\n")
-    code = _CODE.format(config_class=f"from .{configuration} import {config_name}", config=config_name, model=model_name)
+    code = _CODE.format(
+        config_class=f"from .{configuration} import {config_name}", config=config_name, model=model_name
+    )
     (directory / f"{modeling}.py").write_text(code)
     scope: dict[str, Any] = {"__name__": f"tests_{modeling}"}
     exec(_CODE.format(config_class=config_class, config=config_name, model=model_name), scope)
     sizes = {"vocab_size": vocabulary, "hidden_size": 32, "num_labels": 1}
-    return seeded(lambda: scope[model_name](scope[config_name](**sizes)))
+    model = seeded(lambda: scope[model_name](scope[config_name](**sizes)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model
 
 
 def jina_reranker_v1_turbo(directory: Path) -> None:
@@ -801,7 +807,9 @@ def git_lfs_checkout(directory: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
     for file in directory.rglob("*"):
         if file.suffix in (".safetensors", ".onnx", ".bin", ".msgpack", ".xml") or file.name == "tokenizer.json":
-            file.write_text(pointer.format("4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393", 90868376))
+            file.write_text(
+                pointer.format("4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393", 90868376)
+            )
 
 
 REPOSITORIES: dict[str, str | None] = {

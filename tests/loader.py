@@ -42,10 +42,20 @@ for line in sys.stdin:
 
 
 class Loader:
-    """Answers `ask`; started at the first one, and again where one took too long."""
+    """Answers `ask`; started at the first one, and again where one took too long.
 
-    def __init__(self, home: Path, endpoint: str | None = None, memory: int | None = None) -> None:
+    Args:
+        home: Directory of the process's own caches.
+        endpoint: A hub; None is offline.
+        memory: Most bytes of address space.
+        first: A model that torch can load: what it imports then is not waited for in any question.
+    """
+
+    def __init__(
+        self, home: Path, endpoint: str | None = None, memory: int | None = None, first: Path | None = None
+    ) -> None:
         self.home = home
+        self.first = first
         self.environment = {
             **os.environ,
             "HF_HOME": str(home),
@@ -64,6 +74,10 @@ class Loader:
         Returns:
             ``engine``, ``precision``, ``logits`` and ``alone``; or ``error`` and ``message``.
         """
+        if self._process is None and self.first is not None:
+            first, self.first = self.first, None
+            self.ask(str(first), query, texts, backend="torch")
+            self.first = first
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -80,10 +94,6 @@ class Loader:
             return {"error": "no answer", "message": "the process ended"}
         found: dict[str, Any] = json.loads(line)
         return found
-
-    def warm(self) -> None:
-        """Imports what the first question would wait for."""
-        self.ask("no-such-directory", "q", ["t"])
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:

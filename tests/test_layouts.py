@@ -71,6 +71,7 @@ NO_GRAPH = refuses(r"no ONNX graph", r"rerank-plugins convert|backend='torch'")
 NO_WEIGHTS = refuses(r"only|no weights|safetensors", r"backend=.?'(auto|onnx|openvino)'|backend='auto'|leave backend")
 DECODER_GRAPH = refuses(r"decoder|[Cc]ausal|prompt|chat template", r"backend='torch'")
 OTHER_DECODER = r"chat.template|prompt"
+NO_GRAPH_OR_PROMPT = refuses(r"no ONNX graph|chat.template|prompt|trust_remote_code")
 PICKLE = refuses(r"pytorch_model\.bin", r"safetensors")
 EMBEDDING = r"embedding model|no classification head"
 POINTERS = refuses(r"[Gg]it.LFS|git lfs", r"git lfs pull|hf download")
@@ -98,9 +99,9 @@ def torch_alone(*weights: str, reference: str = "sentence-transformers", without
     return {"onnx": without, "openvino": without, "torch": of_torch, "auto": scores(*weights, reference=reference, engine="torch")}  # fmt: skip
 
 
-def nowhere(*patterns: str, fetches: tuple[str, ...] = (), torch_fetches: tuple[str, ...] = ()) -> dict[str, Any]:
-    of_graph = refuses(*patterns, fetches=fetches)
-    return {"onnx": of_graph, "openvino": of_graph, "torch": refuses(*patterns, fetches=torch_fetches), "auto": of_graph}  # fmt: skip
+def nowhere(*patterns: str, fetches: tuple[str, ...] = (), of_graph: Refuses | None = None) -> dict[str, Any]:
+    refusal = refuses(*patterns, fetches=fetches)
+    return {"onnx": of_graph or refusal, "openvino": of_graph or refusal, "torch": refuses(*patterns), "auto": refusal}
 
 
 def shards(number: int) -> tuple[str, ...]:
@@ -182,12 +183,12 @@ MATRIX: dict[str, dict[str, Any]] = {
     ),
     "qwen3_reranker": torch_alone(WEIGHTS, reference="qwen's prompt", without=DECODER_GRAPH),
     "qwen3_reranker_modules": torch_alone(WEIGHTS, without=DECODER_GRAPH),
-    "qwen3_seq_cls": torch_alone(WEIGHTS, reference="qwen's prompt", without=DECODER_GRAPH),
-    "qwen3_seq_cls_modules": torch_alone(WEIGHTS, without=DECODER_GRAPH),
-    "qwen3_seq_cls_no_pad": torch_alone(WEIGHTS, reference="as qwen3_seq_cls_modules", without=DECODER_GRAPH),
-    "qwen3_chat": nowhere(OTHER_DECODER),
-    "zerank_1": nowhere(r"trust_remote_code|own code|chat.template|prompt"),
-    "mxbai_rerank_v2": nowhere(OTHER_DECODER),
+    "qwen3_seq_cls": torch_alone(WEIGHTS, reference="qwen's prompt"),
+    "qwen3_seq_cls_modules": torch_alone(WEIGHTS),
+    "qwen3_seq_cls_no_pad": torch_alone(WEIGHTS, reference="as qwen3_seq_cls_modules"),
+    "qwen3_chat": nowhere(OTHER_DECODER, of_graph=NO_GRAPH_OR_PROMPT),
+    "zerank_1": nowhere(r"trust_remote_code|own code|chat.template|prompt", of_graph=NO_GRAPH_OR_PROMPT),
+    "mxbai_rerank_v2": nowhere(OTHER_DECODER, of_graph=NO_GRAPH_OR_PROMPT),
     "onnx_community_qwen3": nowhere(r"decoder|[Cc]ausal", r"graph|weights", fetches=(GRAPH,)),
     "lora": {
         "onnx": refuses(r"LoRA|adapter", r"merge_and_unload|rerank-plugins convert|backend='torch'"),
@@ -202,7 +203,9 @@ MATRIX: dict[str, dict[str, Any]] = {
     "flashrank_tinybert": graph_alone(reference="tokenizer.json of ms_marco_minilm"),
     "flashrank_minilm_q": {
         "onnx": scores(reference="near ms_marco_minilm", precision="int8", keywords={"precision": "auto"}),
-        "auto": scores(reference="near ms_marco_minilm", precision="int8", engine="onnx", keywords={"precision": "auto"}),  # fmt: skip
+        "auto": scores(
+            reference="near ms_marco_minilm", precision="int8", engine="onnx", keywords={"precision": "auto"}
+        ),  # fmt: skip
         "onnx int8": scores(reference="near ms_marco_minilm", precision="int8"),
         "openvino int8": scores(reference="near ms_marco_minilm", precision="int8"),
         "torch": NO_WEIGHTS,
@@ -218,7 +221,9 @@ MATRIX: dict[str, dict[str, Any]] = {
     "embedding_graph": nowhere(EMBEDDING, fetches=("model.onnx",)),
     "openvino_ir": nowhere(r"OpenVINO", r"openvino_model\.xml"),
     "half_downloaded": {"torch": INCOMPLETE, "auto": INCOMPLETE, "onnx": refuses("no ONNX graph")},
-    "half_a_file": dict.fromkeys(("torch", "auto"), refuses(r"model\.safetensors", r"incomplete|truncated|cut|damaged|download")),  # fmt: skip
+    "half_a_file": dict.fromkeys(
+        ("torch", "auto"), refuses(r"model\.safetensors", r"incomplete|truncated|cut|damaged|download")
+    ),  # fmt: skip
     "git_lfs_checkout": dict.fromkeys(("onnx", "openvino", "torch", "auto"), POINTERS),
 }
 
