@@ -218,7 +218,7 @@ def bge_reranker_v2_gemma(directory: Path) -> None:
         **parts.SIZES,
     )
     changes = {"rope_parameters": DROP, "rope_theta": 10000.0, "rope_scaling": None, "use_cache": False}
-    save(seeded(lambda: tf.GemmaForCausalLM(config)), directory, shards=3, **changes)
+    save(seeded(lambda: tf.GemmaForCausalLM(config)), directory, shards=2, **changes)
     (directory / "generation_config.json").unlink(missing_ok=True)
     _unread(directory, "tokenizer.model", "assets/llm-index.png")
     _card(directory, pipeline_tag="text-classification", library_name="transformers")
