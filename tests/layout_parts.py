@@ -52,7 +52,7 @@ def edit(file: Path, **changes: object) -> None:
     value.update(changes)
     kept = {key: item for key, item in value.items() if item is not DROP}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
+    file.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
 
 
 # -- tokenizers, as transformers 4 published them ---------------------------------------------------------------------

@@ -321,7 +321,12 @@ def jina_reranker_v1_turbo(directory: Path) -> None:
 def jina_reranker_v2(directory: Path) -> None:
     """config.json without model_type, tokenizer_config.json without a limit: 1026 positions, of which 1024 are used."""
     vocabulary = parts.xlm_roberta_tokenizer(directory, sentencepiece_file=False, limit=None)
-    names = ("configuration_xlm_roberta", "XLMRobertaFlashConfig", "modeling_xlm_roberta", "XLMRobertaForSequenceClassification")  # fmt: skip
+    names = (
+        "configuration_xlm_roberta",
+        "XLMRobertaFlashConfig",
+        "modeling_xlm_roberta",
+        "XLMRobertaForSequenceClassification",
+    )
     save(_own_code(directory, vocabulary, names), directory)
     (directory / "config.json").unlink()
     edit(
@@ -523,8 +528,12 @@ def qwen3_reranker_modules(directory: Path) -> None:
         directory,
         "text-generation",
         "causal_logits",
-        {"name": "1", "path": "1_LogitScore", "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"},
-    )  # fmt: skip
+        {
+            "name": "1",
+            "path": "1_LogitScore",
+            "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",
+        },
+    )
     vocabulary = json.loads((directory / "vocab.json").read_text())
     edit(directory / "1_LogitScore/config.json", true_token_id=vocabulary["yes"], false_token_id=vocabulary["no"])
     _card(directory, pipeline_tag="text-ranking", library_name="sentence-transformers")
@@ -626,7 +635,10 @@ def onnx_community_qwen3(directory: Path) -> None:
     ]
     graph = helper.make_graph(nodes, "decoder", [*ids, *cache], [logits, *outputs], constants)
     (directory / "onnx").mkdir()
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(directory / "onnx/model.onnx"))  # fmt: skip
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        str(directory / "onnx/model.onnx"),
+    )
     for kind in ("fp16", "int8", "q4", "q4f16", "quantized"):
         shutil.copy(directory / "onnx/model.onnx", directory / f"onnx/model_{kind}.onnx")
     _card(directory, library_name="transformers.js", base_model="Qwen/Qwen3-Reranker-0.6B")

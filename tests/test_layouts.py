@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import layouts
@@ -34,7 +33,9 @@ TEXTS = [
 ]
 """The fourth tells tokenizers apart that normalise otherwise; the last is longer than any of the models takes."""
 
-HEAVY = re.compile(r"\.(safetensors|onnx|bin|h5|msgpack|ot|xml|data|index)$|onnx_data$|[0-9a-f]{8}-[0-9a-f-]{27}$|\.incomplete$")  # fmt: skip
+HEAVY = re.compile(
+    r"\.(safetensors|onnx|bin|h5|msgpack|ot|xml|data|index)$|onnx_data$|[0-9a-f]{8}-[0-9a-f-]{27}$|\.incomplete$"
+)
 """Names of files with weights, whatever their format. An index of shards is none."""
 
 
@@ -51,7 +52,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Refuses:
-    """A `ModelLoadError` or `ConfigurationError` whose message matches all patterns; at most these files are fetched."""
+    """A `ModelLoadError` or `ConfigurationError` that matches all patterns; at most these files are fetched."""
 
     patterns: tuple[str, ...]
     fetches: tuple[str, ...] = ()
@@ -91,12 +92,22 @@ def everywhere(graph: Any, torch_: Any, reference: str = "tokenizer.json", **lab
 
 def graph_alone(*graph: str, torch_: Any = NO_WEIGHTS, reference: str = "graph") -> dict[str, Any]:
     of_graph = scores(*graph, reference=reference)
-    return {"onnx": of_graph, "openvino": of_graph, "torch": torch_, "auto": scores(*graph, reference=reference, engine="openvino")}  # fmt: skip
+    return {
+        "onnx": of_graph,
+        "openvino": of_graph,
+        "torch": torch_,
+        "auto": scores(*graph, reference=reference, engine="openvino"),
+    }
 
 
 def torch_alone(*weights: str, reference: str = "sentence-transformers", without: Any = NO_GRAPH) -> dict[str, Any]:
     of_torch = scores(*weights, reference=reference)
-    return {"onnx": without, "openvino": without, "torch": of_torch, "auto": scores(*weights, reference=reference, engine="torch")}  # fmt: skip
+    return {
+        "onnx": without,
+        "openvino": without,
+        "torch": of_torch,
+        "auto": scores(*weights, reference=reference, engine="torch"),
+    }
 
 
 def nowhere(*patterns: str, fetches: tuple[str, ...] = (), of_graph: Refuses | None = None) -> dict[str, Any]:
@@ -209,7 +220,7 @@ MATRIX: dict[str, dict[str, Any]] = {
         "onnx": scores(reference="near ms_marco_minilm", precision="int8", keywords={"precision": "auto"}),
         "auto": scores(
             reference="near ms_marco_minilm", precision="int8", engine="onnx", keywords={"precision": "auto"}
-        ),  # fmt: skip
+        ),
         "onnx int8": scores(reference="near ms_marco_minilm", precision="int8"),
         "openvino int8": scores(reference="near ms_marco_minilm", precision="int8"),
         "torch": NO_WEIGHTS,
@@ -230,7 +241,7 @@ MATRIX: dict[str, dict[str, Any]] = {
     "half_downloaded": {"torch": INCOMPLETE, "auto": INCOMPLETE, "onnx": refuses("no ONNX graph")},
     "half_a_file": dict.fromkeys(
         ("torch", "auto"), refuses(r"model\.safetensors", r"incomplete|truncated|cut|damaged|download")
-    ),  # fmt: skip
+    ),
     "git_lfs_checkout": dict.fromkeys(("onnx", "openvino", "torch", "auto"), POINTERS),
 }
 
@@ -288,7 +299,9 @@ def by_graph(name: str) -> np.ndarray:
     import onnxruntime
 
     directory = layouts.build(name)
-    session = onnxruntime.InferenceSession(str(next(file for file in (directory / "onnx/model.onnx", directory / "model.onnx") if file.exists())))  # fmt: skip
+    session = onnxruntime.InferenceSession(
+        str(next(file for file in (directory / "onnx/model.onnx", directory / "model.onnx") if file.exists()))
+    )
     wanted = {node.name for node in session.get_inputs()}
     rows = []
     for ids, types in _pairs(Tokenizer.from_file(str(directory / "tokenizer.json"))):
@@ -313,7 +326,7 @@ def sentencepiece_tokens(name: str, label: str | int | None) -> np.ndarray:
 
 
 def gemma_prompt(name: str) -> np.ndarray:
-    """As the model card scores: <bos>, "A: query", "B: passage" and the prompt, each on its line; the logit of "Yes"."""
+    """As the model card scores: "A: query", "B: passage" and the prompt, a line each; the logit of "Yes"."""
     directory = layouts.build(name)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     model = tf.AutoModelForCausalLM.from_pretrained(directory).eval()
@@ -327,7 +340,8 @@ def gemma_prompt(name: str) -> np.ndarray:
 
 
 _QWEN_BEFORE = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    "<|im_start|>system\n"
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
 _QWEN_AFTER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -348,7 +362,9 @@ def qwen_prompt(name: str) -> np.ndarray:
         with torch.inference_mode():
             logits = model(input_ids=ids).logits
         if causal:
-            found.append(float(logits[0, -1, tokenizer.token_to_id("yes")] - logits[0, -1, tokenizer.token_to_id("no")]))  # fmt: skip
+            found.append(
+                float(logits[0, -1, tokenizer.token_to_id("yes")] - logits[0, -1, tokenizer.token_to_id("no")])
+            )
         else:
             found.append(float(logits[0, 0]))
     return np.array(found)
@@ -371,12 +387,16 @@ def reference(name: str, how: str, label: str | int | None) -> np.ndarray:
     if how.startswith("as "):
         return sentence_transformers(how.removeprefix("as "))
     if how == "merged":
-        return _by_ids(layouts.lora_merged(), _pairs(Tokenizer.from_file(str(layouts.build(name) / "tokenizer.json"))))[:, 0]  # fmt: skip
+        return _by_ids(layouts.lora_merged(), _pairs(Tokenizer.from_file(str(layouts.build(name) / "tokenizer.json"))))[
+            :, 0
+        ]
     if how == "sentencepiece":
         return sentencepiece_tokens(name, label)
     if how == "sentence-transformers":
         return sentence_transformers(name, label)
-    return {"graph": by_graph, "gemma's prompt": gemma_prompt, "qwen's prompt": qwen_prompt, "own code": own_code}[how](name)  # fmt: skip
+    return {"graph": by_graph, "gemma's prompt": gemma_prompt, "qwen's prompt": qwen_prompt, "own code": own_code}[how](
+        name
+    )
 
 
 # -- the matrix -------------------------------------------------------------------------------------------------------
