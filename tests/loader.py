@@ -7,6 +7,7 @@ import os
 import selectors
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,24 @@ class Loader:
         }
         self._process: subprocess.Popen[str] | None = None
 
-    def ask(self, model: str, query: str, texts: list[str], within_s: float = 60.0, **keywords: Any) -> dict[str, Any]:
+    def ask(
+        self,
+        model: str,
+        query: str,
+        texts: list[str],
+        within_s: float = 60.0,
+        meanwhile: Callable[[], object] = bool,
+        **keywords: Any,
+    ) -> dict[str, Any]:
         """Loads a model and scores the texts together and each alone.
+
+        Args:
+            model: A directory or a name on the hub.
+            query: The query.
+            texts: The texts.
+            within_s: What takes longer is ended.
+            meanwhile: Called while the process works.
+            **keywords: Of `Reranker`.
 
         Returns:
             ``engine``, ``precision``, ``logits`` and ``alone``; or ``error`` and ``message``.
@@ -83,6 +100,12 @@ class Loader:
         assert process.stdout is not None
         process.stdin.write(json.dumps([model, query, texts, keywords]) + "\n")
         process.stdin.flush()
+        try:
+            meanwhile()
+        except BaseException:
+            # Or its answer would be the next question's.
+            self.close()
+            raise
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             if not selector.select(within_s):
