@@ -66,6 +66,51 @@ def ms_marco_minilm(directory: Path) -> None:
     _unread(directory, *(f"openvino/openvino_model_qint8_quantized{kind}" for kind in (".xml", ".bin")))
 
 
+def without_segments(directory: Path) -> None:
+    """A tokenizer whose configuration leaves out token_type_ids, under a model and a graph that have them."""
+    ms_marco_minilm(directory)
+    edit(directory / "tokenizer_config.json", model_input_names=list(PAIR))
+
+
+def baked_tokenizer(directory: Path) -> None:
+    """A tokenizer.json that was saved while it cut and padded."""
+    ms_marco_minilm(directory)
+    edit(
+        directory / "tokenizer.json",
+        truncation={"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0},
+        padding={
+            "strategy": {"Fixed": 100},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        },
+    )
+
+
+def convbert(directory: Path) -> None:
+    """Convolutions over tokens, which reach into padding."""
+    config = tf.ConvBertConfig(
+        vocab_size=parts.wordpiece_tokenizer(directory),
+        embedding_size=32,
+        head_ratio=2,
+        max_position_embeddings=parts.POSITIONS,
+        pad_token_id=0,
+        num_labels=1,
+        **parts.SIZES,
+    )
+    edit(directory / "tokenizer_config.json", tokenizer_class="ConvBertTokenizer")
+    save(seeded(lambda: tf.ConvBertForSequenceClassification(config)), directory, **labels("LABEL_0"))
+    _card(directory)
+
+
+def rounded_variants(directory: Path) -> None:
+    """The graphs of a repository without the one in float32."""
+    xenova_minilm(directory)
+    (directory / "onnx/model.onnx").unlink()
+
+
 def xenova_minilm(directory: Path) -> None:
     _bert(directory, **labels("LABEL_0"), _name_or_path="cross-encoder/ms-marco-MiniLM-L-6-v2", torch_dtype=DROP)
     graph = exported("bert", directory)
@@ -827,6 +872,10 @@ def git_lfs_checkout(directory: Path) -> None:
 REPOSITORIES: dict[str, str | None] = {
     "ms_marco_minilm": "cross-encoder/ms-marco-MiniLM-L6-v2",
     "xenova_minilm": "Xenova/ms-marco-MiniLM-L-6-v2",
+    "without_segments": "someone/without-segments",
+    "baked_tokenizer": "someone/baked-tokenizer",
+    "convbert": "someone/convbert",
+    "rounded_variants": "someone/rounded-variants",
     "monobert": "amberoad/bert-multilingual-passage-reranking-msmarco",
     "monobert_converted": "castorini/monobert-large-msmarco",
     "bert_base_uncased": "google-bert/bert-base-uncased",

@@ -137,6 +137,18 @@ MATRIX: dict[str, dict[str, Any]] = {
         "openvino int8": scores(GRAPH, reference="near ms_marco_minilm", precision="int8"),
         "onnx fp16": scores("onnx/model_fp16.onnx", reference="near ms_marco_minilm", precision="fp16"),
     },
+    "without_segments": everywhere([GRAPH], [WEIGHTS], reference="sentence-transformers"),
+    "baked_tokenizer": everywhere([GRAPH], [WEIGHTS], reference="tokenizer.json of ms_marco_minilm"),
+    "convbert": torch_alone(WEIGHTS, reference="tokenizer.json"),
+    "rounded_variants": {
+        "onnx": scores(
+            "onnx/model_fp16.onnx",
+            reference="near ms_marco_minilm",
+            precision="fp16",
+            keywords={"precision": "auto"},
+        ),
+        "torch": NO_WEIGHTS,
+    },
     "monobert": {"onnx": PICKLE, "openvino": PICKLE, "torch": PICKLE, "auto": PICKLE},
     "monobert_converted": {
         **everywhere([GRAPH], [WEIGHTS]),
