@@ -3,7 +3,8 @@
     python recipes/minilm_l6/calibrate.py OUT/onnx DATA NOVEL.txt OUT/calibration.json
 
 NOVEL.txt is "The Adventures of Sherlock Holmes" (Project Gutenberg, number 1661). Candidates are the nearest passages
-by all-MiniLM-L6-v2; a passage counts as relevant if it was judged so, or holds the answer of ``prose.jsonl``.
+by all-MiniLM-L6-v2; a passage counts as relevant if it was judged so, or holds the answer of ``prose.jsonl``. The lists
+are kept beside OUT/calibration.json, in ``lists.jsonl``, and taken from there if they are.
 """
 
 # ruff: noqa: T201
@@ -46,7 +47,7 @@ def judged(folder: Path, trained: set[str], rng: random.Random, count: int) -> K
             questions.setdefault(row["query"], set()).add(row["passage"])
     asked = rng.sample(sorted(questions.items()), min(count, len(questions)))
     others = sorted({row["passage"] for row in rows})
-    passages = {text for _, texts in asked for text in texts} | set(rng.sample(others, min(500, len(others))))
+    passages = {text for _, texts in asked for text in texts} | set(rng.sample(others, min(250, len(others))))
     return sorted(passages), asked
 
 
@@ -91,7 +92,7 @@ def kinds(data: Path, novel: Path, trained: set[str], count: int) -> Iterator[tu
                 query: {dataset.documents[d] for d, grade in dataset.qrels[query].items() if grade > 0}
                 for query in names
             }
-            others = rng.sample(sorted(dataset.documents.values()), min(500, len(dataset.documents)))
+            others = rng.sample(sorted(dataset.documents.values()), min(250, len(dataset.documents)))
             passages = sorted(set(others).union(*answers.values()))
             yield name, (passages, [(dataset.queries[query], answers[query]) for query in names])
         else:
@@ -106,20 +107,26 @@ def main() -> None:
     parser.add_argument("novel", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pool", type=Path, help="folder with train.jsonl: its queries are not taken")
-    parser.add_argument("--questions", type=int, default=40, help="of each kind")
-    parser.add_argument("--candidates", type=int, default=30)
+    parser.add_argument("--questions", type=int, default=30, help="of each kind")
+    parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
-    trained = {row["query"] for row in lines_of(arguments.pool / "train.jsonl")} if arguments.pool else set()
-    reranker, encode = Reranker(str(arguments.model), threads=arguments.threads), Encoder(256)
+    path = arguments.out.with_name("lists.jsonl")
+    if not path.is_file():
+        trained = {row["query"] for row in lines_of(arguments.pool / "train.jsonl")} if arguments.pool else set()
+        encode, made = Encoder(128), []
+        for name, (passages, questions) in kinds(arguments.data, arguments.novel, trained, arguments.questions):
+            cosines = encode([query for query, _ in questions]) @ encode(passages).T
+            for row, (query, answers) in enumerate(questions):
+                found = [passages[column] for column in np.argsort(-cosines[row])[: arguments.candidates]]
+                labels = [int(text in answers) for text in found]
+                made.append({"kind": name, "query": query, "passages": found, "labels": labels})
+        path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    reranker = Reranker(str(arguments.model), threads=arguments.threads)
     lists: dict[str, list[tuple[Any, Any]]] = {}
-    for name, (passages, questions) in kinds(arguments.data, arguments.novel, trained, arguments.questions):
-        cosines = encode([query for query, _ in questions]) @ encode(passages).T
-        for row, (query, answers) in enumerate(questions):
-            found = [passages[column] for column in np.argsort(-cosines[row])[: arguments.candidates]]
-            labels = np.array([text in answers for text in found], dtype=float)
-            lists.setdefault(name, []).append((np.asarray(reranker.logits(query, found), dtype=float), labels))
-        print(name, len(passages), flush=True)
+    for row in lines_of(path):
+        logits = np.asarray(reranker.logits(row["query"], row["passages"]), dtype=float)
+        lists.setdefault(row["kind"], []).append((logits, np.asarray(row["labels"], dtype=float)))
     joined = {name: tuple(map(np.concatenate, zip(*found, strict=True))) for name, found in lists.items()}
     weights = [np.full(len(joined[name][0]), 1 / len(joined[name][0])) for name in FITTED]
     fitted = fit_calibration(
