@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from rerank_plugins._texts import scorable
-from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins.errors import ConfigurationError, QueryError
 
 __all__ = ["EncodedPair", "PairEncoder"]
 
@@ -100,7 +100,7 @@ class PairEncoder:
         """Tokenise each pair once.
 
         Raises:
-            InputError: A query is so long that no token of the text fits beside it.
+            QueryError: A query is so long that no token of the text fits beside it.
         """
         if self.query_limit is not None:
             cut = {query: self._cut_query(query, self.query_limit) for query in {query for query, _ in pairs}}
@@ -168,8 +168,8 @@ def _in_parts(encode: Callable[[list[Any]], list[Encoding]], texts: list[Any]) -
         yield from encode(texts[start : start + _AT_ONCE])
 
 
-def _query_too_long(query: str, fixed: int, max_length: int) -> InputError:
-    return InputError(
+def _query_too_long(query: str, fixed: int, max_length: int) -> QueryError:
+    return QueryError(
         f"The query leaves no room for a text: it takes {fixed} tokens with the special ones, and the maximum length "
         f"is {max_length}. Shorten the query, let it be cut by truncate_query=True, raise max_length, or use a model "
         f"that takes more. The query begins: {query[:80]!r}"
