@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "_threads": {"backends"},
     "testing": {"backends"},
-    "_adapters": {"reranker", "settings", "types", "errors"},
+    "_adapters": {"_requests", "_texts", "reranker", "settings", "selection", "types", "errors"},
     "langchain": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "llama_index": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "conversion": {"_extras", "_paths", "_quiet", "errors", "backends"},
