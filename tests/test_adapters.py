@@ -82,7 +82,6 @@ def test_what_is_missing_has_no_text(value: Any) -> None:
         (datetime.date(2026, 1, 2), "2026-01-02"),
         (pd.Timestamp("2026-01-02"), "2026-01-02 00:00:00"),
     ],
-    ids=repr,
 )
 def test_values_as_text(value: Any, text: str) -> None:
     assert value_text(value) == text
