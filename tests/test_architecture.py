@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_cancellation": set(),
     "testing": {"backends"},
     "server": {"_extras", "_texts", "_threads", "backends", "errors", "reranker", "selection", "types"},
-    "_adapters": {"reranker", "settings", "types", "errors"},
+    "_adapters": {"_requests", "_texts", "reranker", "settings", "selection", "types", "errors"},
     "langchain": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "llama_index": {"_adapters", "_extras", "reranker", "types", "errors", "selection"},
     "conversion": {"_engines", "_extras", "_paths", "_quiet", "errors", "backends"},
