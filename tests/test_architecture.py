@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "selection": {"types", "errors"},
     "models": set(),
     "calibration": {"_paths", "_printable", "selection", "errors"},
-    "settings": {"models", "calibration", "errors", "passages", "types"},
+    "settings": {"_secrets", "models", "calibration", "errors", "passages", "types"},
     "backends": {
         "_cancellation",
         "_deadline",
