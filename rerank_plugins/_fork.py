@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import math
 import os
 import threading
@@ -31,7 +32,7 @@ __all__ = ["PerProcess", "fork_waits", "with_a_team"]
 
 T = TypeVar("T")
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 """How long a fork waits for the threads that load or score."""
 SETTLE_S = 0.05
 """How long the threads of an engine look for more work when a batch is done, before they sleep."""
@@ -61,13 +62,13 @@ _living: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
 
 @contextlib.contextmanager
 def fork_waits(*, joins: bool = False) -> Iterator[None]:
-    """While a thread is in this block, a fork by another thread waits, for a minute at most.
+    """While a thread is in this block, a fork by another thread waits, for `LIMIT_S` at most.
 
     Args:
         joins: Go in although a fork waits: another thread that is inside waits for this one.
 
     Raises:
-        ScoringError: This process was forked after that minute: nothing tells in what state its engines are.
+        ScoringError: This process was forked after that time: nothing tells in what state its engines are.
     """
     _register()
     state = _state
@@ -153,11 +154,13 @@ def _other_thread() -> ThreadPoolExecutor:
 def _register() -> None:
     if not hasattr(os, "register_at_fork"):
         return
-    # Their hooks hold locks that a thread inside may need; those that are registered first run after ours. The last
-    # is for the child, which cannot count on an import.
-    import ctypes  # noqa: F401
-    import logging  # noqa: F401
-
+    # Modules whose hooks hold locks that a thread inside may need: those registered first run after ours. One that is
+    # imported while a fork waits would only run its second half.
+    for name in ("logging", "concurrent.futures.thread", "filelock"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    # For the child, which cannot count on an import.
+    importlib.import_module("ctypes")
     os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
 
 

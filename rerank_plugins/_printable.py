@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-__all__ = ["json_text", "parse_json", "printable", "without_secrets"]
+__all__ = ["json_text", "parse_json", "printable"]
 
 _HIDDEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff"
 """Controls (C0, DEL, C1), bidirectional controls, line and paragraph separators, lone surrogates."""
@@ -15,7 +15,6 @@ _IN_TEXT = re.compile(f"[\\t{_HIDDEN}]")
 _IN_LINE = re.compile(f"[\\t\\n{_HIDDEN}]")
 _IN_JSON = re.compile(f"[{_HIDDEN}]")
 _NAMED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_USER_OF_URL = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
@@ -24,11 +23,6 @@ def printable(text: str, *, one_line: bool = False) -> str:
     They are shown as Python writes them, such as ``\\x1b`` and ``\\u202e``; line ends stay unless `one_line` is set.
     """
     return (_IN_LINE if one_line else _IN_TEXT).sub(_escaped, text)
-
-
-def without_secrets(text: str) -> str:
-    """A text in which ``***`` stands for the user and the password of each URL."""
-    return _USER_OF_URL.sub("***@", text)
 
 
 def _escaped(match: re.Match[str]) -> str:

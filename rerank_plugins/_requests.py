@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rerank_plugins._texts import is_blank
-from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins.errors import ConfigurationError, InputError, QueryError
 from rerank_plugins.types import Candidate
 
 __all__ = ["Request", "checked_candidates", "checked_query", "until"]
@@ -20,9 +20,9 @@ Request = tuple[str, Iterable[str | Candidate]]
 def checked_query(query: object) -> str:
     """A query that a model can read."""
     if not isinstance(query, str):
-        raise InputError(f"query must be a str, got {type(query).__name__}.")
+        raise QueryError(f"query must be a str, got {type(query).__name__}.")
     if is_blank(query):
-        raise InputError(f"query must have at least one visible character; got a blank one: {query[:80]!r}.")
+        raise QueryError(f"query must have at least one visible character; got a blank one: {query[:80]!r}.")
     return query
 
 

@@ -5,6 +5,7 @@
     RerankError
     ├── ConfigurationError (ValueError)      a keyword that cannot work
     ├── InputError (ValueError)              a query, candidate or data file that cannot be used
+    │   └── QueryError                       ... because the query is blank or too long
     ├── MissingDependencyError (ImportError) an extra that is not installed
     ├── ModelLoadError                       a model that is not there or cannot be read
     ├── ScoringError                         an engine failed, or gave a logit that is not finite
@@ -23,6 +24,7 @@ __all__ = [
     "InputError",
     "MissingDependencyError",
     "ModelLoadError",
+    "QueryError",
     "RerankError",
     "ScoringError",
     "ServerError",
@@ -41,6 +43,10 @@ class ConfigurationError(RerankError, ValueError):
 
 class InputError(RerankError, ValueError):
     """A query, a candidate or a data file cannot be used."""
+
+
+class QueryError(InputError):
+    """A query is no text, is blank, or is so long that no text fits beside it."""
 
 
 class MissingDependencyError(RerankError, ImportError):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rerank_plugins.errors import ConfigurationError
 
-__all__ = ["check_windows", "fold_max", "split_windows"]
+__all__ = ["check_windows", "fold_max", "headed_windows", "split_windows"]
 
 
 def check_windows(length: int | None, overlap: int) -> None:
@@ -48,6 +48,37 @@ def split_windows(text: str, offsets: Sequence[tuple[int, int]], length: int, ov
     last = len(offsets) - length
     starts = [*range(0, last, length - overlap), last]
     return [text[offsets[i][0] : offsets[i + length - 1][1]] for i in starts]
+
+
+def headed_windows(
+    header: str,
+    header_offsets: Sequence[tuple[int, int]],
+    text: str,
+    offsets: Sequence[tuple[int, int]],
+    length: int,
+    overlap: int,
+) -> tuple[list[str], bool]:
+    """Cut a text into windows that all begin with a header, such as the title of the document.
+
+    Args:
+        header: What every window begins with.
+        header_offsets: As `offsets`, of the header. Half a window is the most that a header takes.
+        text: The text.
+        offsets: As for `split_windows`.
+        length: Tokens per window, those of the header among them.
+        overlap: Tokens that neighbouring windows share beside the header, as far as there is room.
+
+    Returns:
+        The windows, in order, and whether the header was cut.
+    """
+    if len(header_offsets) + len(offsets) <= length:
+        return [header + text], False
+    room_for_header = length // 2
+    cut = len(header_offsets) > room_for_header
+    if cut:
+        header = header[: header_offsets[room_for_header - 1][1]] + "\n" if room_for_header else ""
+    room = length - min(len(header_offsets), room_for_header)
+    return [header + part for part in split_windows(text, offsets, room, min(overlap, room - 1))], cut
 
 
 def fold_max(scores: NDArray[np.float64], owners: Sequence[int] | NDArray[np.intp], n: int) -> NDArray[np.float64]:

@@ -43,6 +43,7 @@ def score_pairs(
     settings: Settings,
     pairs: Sequence[Pair],
     until: float | None = None,
+    headers: Sequence[int] = (),
 ) -> TextLogits:
     """Score (query, text) pairs, of one query or of several, in shared batches.
 
@@ -53,6 +54,7 @@ def score_pairs(
         settings: Windows, label and scale of the backend's logits.
         pairs: Queries that are not blank, and any texts.
         until: Time of `time.monotonic` at which scoring stops; pairs are then scored in their order. None scores all.
+        headers: How many characters of each text, at its start, every window of it begins with; empty for none.
 
     Returns:
         Logits, cuts and what was scored, input order.
@@ -62,13 +64,18 @@ def score_pairs(
         ScoringError: The engine failed, or a logit is not finite.
     """
     result = TextLogits.blank(len(pairs))
+    # Without windows, a header is text like any other.
+    lengths = headers if headers and settings.passage_length is not None else [0] * len(pairs)
+    headed: dict[Pair, _Headed] = {}
     places: dict[Pair, list[int]] = {}
-    for i, pair in enumerate(pairs):
-        if not is_blank(pair[1]):
+    for i, item in enumerate(zip(pairs, lengths, strict=True)):
+        if not is_blank(item[0][1]):
+            pair = _cached_as(item)
+            headed[pair] = item
             places.setdefault(pair, []).append(i)
 
     def compute(missing: Sequence[Pair]) -> WindowLogits:
-        return _window_logits(backend, settings, missing)
+        return _window_logits(backend, settings, [headed[pair] for pair in missing])
 
     distinct = list(places)
     # Without names of classes there is one, unless a column was asked for.
@@ -100,25 +107,43 @@ def score_pairs(
     return result
 
 
-def _window_logits(backend: Backend, settings: Settings, pairs: Sequence[Pair]) -> WindowLogits:
+_Headed = tuple[Pair, int]
+"""A pair, and how many characters of its text are a header."""
+
+
+def _cached_as(item: _Headed) -> Pair:
+    """What the cache keeps it by: its windows, and so its logits, depend on where the header ends."""
+    (query, text), length = item
+    return (query, f"{length}\0{text}" if length else text)
+
+
+def _window_logits(backend: Backend, settings: Settings, items: Sequence[_Headed]) -> WindowLogits:
     """Finite logits of all windows of distinct pairs."""
-    windows, owners = list(pairs), np.arange(len(pairs))
+    windows, owners = [pair for pair, _ in items], np.arange(len(items))
+    cut = np.zeros(len(items), dtype=np.bool_)
     if settings.passage_length is not None:
-        windows, owners = _windows(backend, pairs, settings.passage_length, settings.passage_overlap)
+        windows, owners, cut = _windows(backend, items, settings.passage_length, settings.passage_overlap)
     scored = backend.logits(windows)
     _check_logits(backend, settings, scored.logits, windows)
-    return WindowLogits(scored.logits, scored.truncated, owners)
+    return WindowLogits(scored.logits, scored.truncated | cut[owners], owners)
 
 
-def _windows(backend: Backend, pairs: Sequence[Pair], length: int, overlap: int) -> tuple[list[Pair], NDArray[np.intp]]:
+def _windows(
+    backend: Backend, items: Sequence[_Headed], length: int, overlap: int
+) -> tuple[list[Pair], NDArray[np.intp], NDArray[np.bool_]]:
+    """The windows of all pairs, the pair of each, and which pairs' headers were cut."""
     windows: list[Pair] = []
     owners: list[int] = []
-    texts = [scorable(text) for _, text in pairs]
-    for owner, (text, offsets) in enumerate(zip(texts, backend.token_offsets(texts), strict=True)):
-        parts = [part for part in passages.split_windows(text, offsets, length, overlap) if not is_blank(part)]
-        windows += [(pairs[owner][0], part) for part in parts]
+    cut = np.zeros(len(items), dtype=np.bool_)
+    headers = [scorable(text[:end]) for (_, text), end in items]
+    texts = [scorable(text[end:]) for (_, text), end in items]
+    offsets = zip(backend.token_offsets(headers), backend.token_offsets(texts), strict=True)
+    for owner, (of_header, of_text) in enumerate(offsets):
+        parts, cut[owner] = passages.headed_windows(headers[owner], of_header, texts[owner], of_text, length, overlap)
+        parts = [part for part in parts if not is_blank(part)]
+        windows += [(items[owner][0][0], part) for part in parts]
         owners += [owner] * len(parts)
-    return windows, np.asarray(owners, dtype=np.intp)
+    return windows, np.asarray(owners, dtype=np.intp), cut
 
 
 def _check_logits(backend: Backend, settings: Settings, logits: NDArray[np.float32], pairs: Sequence[Pair]) -> None:

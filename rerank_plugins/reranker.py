@@ -114,6 +114,15 @@ class Reranker:
         """Most tokens of a pair; None where the backend does not tell. Loads the model if it is not."""
         return self._loaded().max_length
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Equal for two rerankers only if they give every pair the same logits; None where the backend does not tell.
+
+        Loads the model if it is not.
+        """
+        backend = self._loaded()
+        return cache_digest(backend, self.settings).hex() if backend.fingerprint else None
+
     def __repr__(self) -> str:
         given = {**self.settings.changed(), "model": self.model_name}
         if (backend := self._backend) is not None:
@@ -131,6 +140,12 @@ class Reranker:
         copied = Reranker.__new__(Reranker)
         copied._start(self.settings, self._cache)
         return copied
+
+    def _relative(self, settings: Settings) -> Reranker:
+        """Another one with other settings, and with the same cache where that setting is the same."""
+        other = Reranker.__new__(Reranker)
+        other._start(settings, self._cache if settings.cache == self.settings.cache else None)
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reranker:
         # A ready backend and a cache are shared, as loaded weights are.
@@ -333,10 +348,11 @@ class Reranker:
     def _rank_until(self, until: float | None, requests: Iterable[Request], limits: Limits) -> list[Ranking]:
         selection.check_limits(*limits)
         jobs = [(checked_query(query), checked_candidates(candidates)) for query, candidates in requests]
-        pairs = [(query, item.text) for query, items in jobs for item in items]
+        pairs = [(query, item.scored_text) for query, items in jobs for item in items]
+        headers = [len(item.header) for _, items in jobs for item in items]
         fallback = None
         try:
-            scored = self._pair_logits(pairs, until)
+            scored = self._pair_logits(pairs, until, headers)
         except Exception as error:
             other = self.settings.on_error
             if other == "raise" or not is_passing(error):
@@ -365,17 +381,19 @@ class Reranker:
 
     def _text_logits(self, query: str, texts: Sequence[str]) -> TextLogits:
         query = checked_query(query)
-        return self._pair_logits([(query, item.text) for item in checked_candidates(texts)])
+        return self._pair_logits([(query, item.scored_text) for item in checked_candidates(texts)])
 
-    def _pair_logits(self, pairs: Sequence[Pair], until: float | None = None) -> TextLogits:
+    def _pair_logits(
+        self, pairs: Sequence[Pair], until: float | None = None, headers: Sequence[int] = ()
+    ) -> TextLogits:
         # Nothing to score, nothing to load.
         if all(is_blank(text) for _, text in pairs):
             return TextLogits.blank(len(pairs))
         backend = self._loaded()
-        return score_pairs(backend, self._cache, self._cache_digest(backend), self.settings, pairs, until)
+        return score_pairs(backend, self._cache, self._cache_digest(backend), self.settings, pairs, until, headers)
 
     def _token_counts(self, items: Sequence[Candidate], some: Sequence[int]) -> list[int]:
-        return [len(offsets) for offsets in self._loaded().token_offsets([items[i].text for i in some])]
+        return [len(offsets) for offsets in self._loaded().token_offsets([items[i].scored_text for i in some])]
 
 
 _last_said = -math.inf

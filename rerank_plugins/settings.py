@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rerank_plugins import models
+from rerank_plugins._secrets import without_passwords
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.passages import check_windows
@@ -123,6 +124,9 @@ def _setting(default: Any, check: Check, doc: str, *, loads: bool = False) -> An
     return field(default=default, metadata={"check": check, "doc": doc, "loads": loads})
 
 
+_OF_THE_SERVER = ("backend", "device", "precision", "threads", "revision", "trust_remote_code")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a `Reranker` does: its keywords, checked. Immutable; `dataclasses.replace` makes another one.
@@ -134,8 +138,9 @@ class Settings:
     model: Any = _setting(
         None,
         _model,
-        "None (or its name) for the bundled English model, a Hub id, a local directory, or a ready backend: any "
-        "object with ``score_pairs(pairs) -> float32 array``.",
+        "None (or its name) for the bundled English model, a Hub id, a local directory, the address of a rerank server "
+        "(``http://localhost:8080?dialect=tei``), or a ready backend: any object with "
+        "``score_pairs(pairs) -> float32 array``.",
         loads=True,
     )
     _: KW_ONLY
@@ -247,6 +252,13 @@ class Settings:
         for option in fields(self):
             value = getattr(self, option.name)
             object.__setattr__(self, option.name, option.metadata["check"](option.name, value))
+        if self.is_address:
+            theirs = [name for name in self.changed() if name in _OF_THE_SERVER]
+            if theirs:
+                raise ConfigurationError(
+                    f"{', '.join(theirs)} cannot be set for a rerank server, which decides that itself; got a model "
+                    f"{self.model_name!r}. Leave them out."
+                )
         check_windows(self.passage_length, self.passage_overlap)
         if self.model is None and self.revision is not None:
             raise ConfigurationError(
@@ -259,8 +271,13 @@ class Settings:
         if self.model is None:
             return models.BUNDLED_NAME
         if isinstance(self.model, str):
-            return self.model
+            return without_passwords(self.model)
         return str(getattr(self.model, "model_name", None) or getattr(self.model, "name", type(self.model).__name__))
+
+    @property
+    def is_address(self) -> bool:
+        """Whether the model is on a rerank server."""
+        return isinstance(self.model, str) and self.model.strip().lower().startswith(("http://", "https://"))
 
     @property
     def ready(self) -> bool:

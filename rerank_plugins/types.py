@@ -29,12 +29,15 @@ class Candidate:
         id: The caller's identifier, if there is one. It is carried, never read.
         metadata: The caller's own data. It is carried, never read.
         first_stage_score: The score that the first stage gave, if known. It is carried, never read.
+        header: Scored right before the text, and before each window of a long one: a title with its line end, for
+            example. Windows have room for its tokens.
     """
 
     text: str
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     first_stage_score: float | None = None
+    header: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -42,6 +45,13 @@ class Candidate:
                 f"Candidate.text must be a str, got {type(self.text).__name__}. "
                 "Pass the text itself, for example Candidate(text=document.page_content)."
             )
+        if not isinstance(self.header, str):
+            raise InputError(f"Candidate.header must be a str, got {type(self.header).__name__}.")
+
+    @property
+    def scored_text(self) -> str:
+        """The header and the text."""
+        return self.header + self.text
 
 
 @dataclass(frozen=True, slots=True)

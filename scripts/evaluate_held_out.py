@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from rerank_plugins.training._bundled import prepare
 
 from rerank_plugins import Reranker
 from rerank_plugins.calibration import expected_calibration_error
+from rerank_plugins.training._bundled import prepare
 from rerank_plugins.training._data import Group
 from rerank_plugins.training._loop import ndcg_by_kind
 

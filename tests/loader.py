@@ -74,7 +74,7 @@ class Loader:
         model: str,
         query: str,
         texts: list[str],
-        within_s: float = 60.0,
+        within_s: float = 240.0,
         meanwhile: Callable[[], object] = bool,
         **keywords: Any,
     ) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from rerank_plugins._texts import scorable
 from rerank_plugins.backends._prompts import Render
-from rerank_plugins.errors import ConfigurationError, InputError
+from rerank_plugins.errors import ConfigurationError, QueryError
 
 __all__ = ["EncodedPair", "PairEncoder"]
 
@@ -105,7 +105,7 @@ class PairEncoder:
         """Tokenise each pair once.
 
         Raises:
-            InputError: A query is so long that no token of the text fits beside it.
+            QueryError: A query is so long that no token of the text fits beside it.
         """
         short = self._beginnings({part for pair in pairs for part in pair})
         pairs = [(short[query], short[text]) for query, text in pairs]
@@ -208,8 +208,8 @@ def _in_parts(encode: Callable[[list[Any]], list[Encoding]], texts: list[Any]) -
         yield from encode(texts[start : start + _AT_ONCE])
 
 
-def _query_too_long(query: str, fixed: int, max_length: int) -> InputError:
-    return InputError(
+def _query_too_long(query: str, fixed: int, max_length: int) -> QueryError:
+    return QueryError(
         f"The query leaves no room for a text: it takes {fixed} tokens or more with the special ones, and the maximum "
         f"length is {max_length}. Shorten the query, let it be cut by truncate_query=True, raise max_length, or use a "
         f"model that takes more. The query begins: {query[:80]!r}"

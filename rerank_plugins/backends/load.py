@@ -176,6 +176,11 @@ def choose(checkpoint: Checkpoint, settings: Settings, ask: Callable[[Any], Any]
 
 
 def _load(spec: Settings) -> Backend:
+    if spec.is_address:
+        # Here: what speaks HTTP is only loaded where a server is used.
+        from rerank_plugins.backends.http import from_url
+
+        return from_url(spec.model)
     if spec.model is None and spec.backend == "torch":
         raise ConfigurationError(
             "The bundled model is an ONNX graph: backend='torch' cannot load it. Use backend='auto', 'onnx' or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rerank_plugins._extras import import_extra
@@ -23,6 +24,8 @@ def main() -> None:
         # The base install brings the command, since a console script belongs to no extra.
         sys.stderr.write('Error: the command rerank-plugins needs its extra: pip install "rerank-plugins[cli]"\n')
         raise SystemExit(1) from None
+    # Before anything imports transformers or the Hub's client: one bar at a time, ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from rerank_plugins.cli._app import app
     from rerank_plugins.cli._screen import utf8
 

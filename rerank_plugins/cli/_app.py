@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import re
 import shlex
 import warnings
@@ -26,6 +25,7 @@ from rerank_plugins.cli._inspect import inspect
 from rerank_plugins.cli._mine import mine
 from rerank_plugins.cli._models import models
 from rerank_plugins.cli._rank import rank
+from rerank_plugins.cli._serve import serve
 from rerank_plugins.cli._train import train
 from rerank_plugins.cli._train_retriever import train_retriever
 from rerank_plugins.errors import ConfigurationError, InputError, RerankError
@@ -120,7 +120,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, rank, models, inspect, evaluate, benchmark, calibrate, convert, mine, train, train_retriever):
+for command in (
+    demo,
+    rank,
+    models,
+    inspect,
+    evaluate,
+    benchmark,
+    calibrate,
+    convert,
+    mine,
+    train,
+    train_retriever,
+    serve,
+):
     app.command(cls=_Command)(command)
 
 
@@ -137,5 +150,4 @@ def _options(
         typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    # For transformers and the Hub's client here and in child processes: one bar at a time, ours.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    pass

@@ -11,7 +11,8 @@ from rich import box
 from rich.table import Table
 
 from rerank_plugins._paths import cache_directory, write_file
-from rerank_plugins._printable import json_text, without_secrets
+from rerank_plugins._printable import json_text
+from rerank_plugins._secrets import without_passwords
 from rerank_plugins.cli._options import Label, Revision, TrustRemoteCode, class_label
 from rerank_plugins.cli._progress import bar
 from rerank_plugins.cli._screen import COMMAND, Screen, echo, styled, write_json
@@ -103,7 +104,8 @@ def evaluate(
     Queries without candidates count as 0; documents without a judgement count as not relevant.
 
     An evaluation that was interrupted goes on where it stopped. Scores are found again only for the same texts and a
-    model that still gives the same ones.
+    model that still gives the same ones. Times are of the queries that this run scored; where it found all scores kept,
+    they are those of the earlier run, and marked.
     """
     from rerank_plugins import evaluation
 
@@ -135,6 +137,15 @@ def evaluate(
     _tell_trained(model or [], folders)
     if json_file != "-":
         _show(found)
+    _write(found, json_file, report, runs, context.meta.get(COMMAND))
+
+
+def _write(
+    found: Evaluation, json_file: str | None, report: Path | None, runs: Path | None, command: str | None
+) -> None:
+    """The files that were asked for."""
+    from rerank_plugins.evaluation import write_report
+
     if json_file is not None:
         content = json_text(found.to_dict(), indent=2)
         if json_file == "-":
@@ -142,7 +153,7 @@ def evaluate(
         else:
             write_file(json_file, content + "\n")
     if report is not None:
-        evaluation.write_report(found, report, command=context.meta.get(COMMAND))
+        write_report(found, report, command=command)
         echo(f"Report: {report}", err=True)
     if runs is not None:
         written = found.write_runs(runs)
@@ -177,7 +188,7 @@ def _rerankers(names: list[str], backends: list[str], **settings: object) -> dic
     found: dict[str, Reranker] = {}
     for name in names:
         for backend in backends:
-            label = without_secrets(f"{name} [{backend}]" if len(backends) > 1 else name)
+            label = without_passwords(f"{name} [{backend}]" if len(backends) > 1 else name)
             if label in found:
                 raise ConfigurationError(f"The model {label!r} was given twice.")
             found[label] = Reranker(name, backend=backend, **settings)  # type: ignore[arg-type]

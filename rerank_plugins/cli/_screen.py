@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rerank_plugins._printable import printable, without_secrets
+from rerank_plugins._printable import printable
+from rerank_plugins._secrets import without_passwords
 
 __all__ = ["COMMAND", "Screen", "echo", "shown", "styled", "write_json"]
 
@@ -19,7 +20,7 @@ COMMAND = "rerank_plugins.command"
 
 def shown(text: str, *, one_line: bool = False) -> str:
     """A text as it may be shown: control characters visible, passwords of URLs not."""
-    return printable(without_secrets(text), one_line=one_line)
+    return printable(without_passwords(text), one_line=one_line)
 
 
 def echo(text: str, *, err: bool = False) -> None:

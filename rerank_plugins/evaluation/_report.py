@@ -9,7 +9,8 @@ from html import escape as _html_escape
 
 from rerank_plugins import __version__
 from rerank_plugins._paths import write_file
-from rerank_plugins._printable import printable, without_secrets
+from rerank_plugins._printable import printable
+from rerank_plugins._secrets import without_passwords
 from rerank_plugins.evaluation._measures import Comparison, means
 from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelResult
 from rerank_plugins.evaluation._svg import Point, escape, gains_plot, measure_value, moves_plot, quality_plot
@@ -103,7 +104,7 @@ def _made(evaluation: Evaluation, command: str | None) -> str:
     ]
     line = f"<p class=soft>{'; '.join(parts)}.</p>"
     if command is not None:
-        line += f"<p class=soft>Made by: <code>{_foreign(without_secrets(command))}</code></p>"
+        line += f"<p class=soft>Made by: <code>{_foreign(without_passwords(command))}</code></p>"
     return line
 
 
@@ -143,7 +144,7 @@ def _foreign(text: str) -> str:
 
 
 def _short(name: str) -> str:
-    """An id; a long one without its middle."""
+    """An id or a model's name; a long one without its middle."""
     return _foreign(name if len(name) <= 60 else f"{name[:40]}…{name[-16:]}")
 
 
@@ -210,7 +211,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -
 def _summary(evaluation: Evaluation) -> str:
     names = [("first stage", None), *((name, name) for name in evaluation.model_names)]
     rows = [
-        [_foreign(label), *(measure_value(evaluation.mean(measure, name)) for measure in evaluation.measures)]
+        [_short(label), *(measure_value(evaluation.mean(measure, name)) for measure in evaluation.measures)]
         for label, name in names
     ]
     head = ["", *(escape(measure) for measure in evaluation.measures)]
@@ -225,7 +226,7 @@ def _dataset(result: DatasetResult, corrected: Mapping[tuple[str, str, str], flo
             style = {"better": "gained", "worse": "lost", "unclear": ""}[verdict(found)]
             rows.append(
                 [
-                    _foreign(model.name) if place == 0 else "",
+                    _short(model.name) if place == 0 else "",
                     escape(measure),
                     measure_value(found.before),
                     f"<b>{measure_value(found.after)}</b>",
@@ -281,7 +282,7 @@ def facts_text(result: DatasetResult) -> str:
 def _speeds(result: DatasetResult) -> str:
     rows = [
         [
-            _foreign(model.name),
+            _short(model.name),
             escape(model.engine or "–"),
             f"{model.speed.queries:,}" + (" (earlier run)" if model.speed.earlier else ""),
             f"{model.speed.documents:,}",
@@ -304,10 +305,10 @@ def _model(result: DatasetResult, model: ModelResult) -> str:
     worst = [query for query in order[:_EXAMPLES] if changes[query] < 0]
     best = [query for query in order[::-1][:_EXAMPLES] if changes[query] > 0]
     bars = gains_plot([(result.dataset.queries[query], change) for query, change in changes.items()], measure)
-    parts = [f"<h3>{_foreign(model.name)}: gains and losses</h3>{_scrolling(bars)}", _moves(result, model)]
+    parts = [f"<h3>{_short(model.name)}: gains and losses</h3>{_scrolling(bars)}", _moves(result, model)]
     for title, queries in (("Worst queries", worst), ("Best queries", best)):
         listed = "".join(_query(result, model, query, measure) for query in queries)
-        parts.append(f"<h3>{_foreign(model.name)}: {title.lower()}</h3>" + (listed or "<p>None.</p>"))
+        parts.append(f"<h3>{_short(model.name)}: {title.lower()}</h3>" + (listed or "<p>None.</p>"))
     return "".join(parts)
 
 
@@ -336,7 +337,7 @@ def _moves(result: DatasetResult, model: ModelResult) -> str:
             counts[row][column] += 1
     labels = [str(low) if low == high else f"{low}–{high}" for low, high in ranges]
     return (
-        f"<h3>{_foreign(model.name)}: where the relevant documents moved</h3>{_scrolling(moves_plot(counts, labels))}"
+        f"<h3>{_short(model.name)}: where the relevant documents moved</h3>{_scrolling(moves_plot(counts, labels))}"
         f"<p class=soft>Of {up + down + stayed:,} relevant documents among the candidates {up:,} moved up, "
         f"{down:,} down and {stayed:,} stayed; {missed:,} more are not among the candidates. Blue cells are moves up, "
         "orange ones moves down.</p>"

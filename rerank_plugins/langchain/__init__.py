@@ -10,9 +10,8 @@ from rerank_plugins._extras import import_extra
 import_extra("langchain_core.cross_encoders", "langchain")
 
 # After the line above, which says what to install.
-from rerank_plugins.langchain._compressor import CrossEncoderRerank  # noqa: E402
-from rerank_plugins.langchain._retriever import RerankRetriever  # noqa: E402
-from rerank_plugins.langchain._scorer import CrossEncoderScorer  # noqa: E402
+from rerank_plugins.langchain._cross_encoder import CrossEncoderScorer  # noqa: E402
+from rerank_plugins.langchain._rerank import CrossEncoderRerank, RerankRetriever  # noqa: E402
 from rerank_plugins.langchain._tool import create_rerank_tool  # noqa: E402
 
 __all__ = ["CrossEncoderRerank", "CrossEncoderScorer", "RerankRetriever", "create_rerank_tool"]

@@ -56,19 +56,19 @@ def as_reranker(model: Model | None, device: str | None = None) -> Reranker:
     return Reranker(model, device=None if model is None else device).prepare()
 
 
-def open_teacher(model: Model, miner: Path, device: str | None = None) -> Teacher:
+def open_teacher(model: Model, miner: Path | None, device: str | None = None) -> Teacher:
     """Loads a teacher.
 
     Args:
         model: ``"miner"``; a bi-encoder, which is known by the configuration that sentence-transformers saves; or a
             cross-encoder, as anything that `Reranker` takes, or a `Reranker`.
-        miner: The bi-encoder that ``"miner"`` stands for.
+        miner: The bi-encoder that ``"miner"`` stands for; None where nothing is mined.
         device: A torch device; None chooses.
 
     Raises:
         ModelLoadError: If it cannot be loaded.
     """
-    if model == MINER:
+    if model == MINER and miner is not None:
         encoder = BiEncoder(miner, device=device)
         return Teacher(f"miner {miner}", _cosines(encoder.encode, encoder.encode), COSINE_TEMPERATURE)
     if not isinstance(model, Reranker):
