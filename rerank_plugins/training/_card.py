@@ -1,4 +1,4 @@
-"""The model card: what a model was made of, how, and how good it is."""
+"""Model cards, README.md with the Hub's header: what a model was made of, how, and how good it is."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import math
 import os
 import platform
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rerank_plugins import models
 from rerank_plugins._machine import processor
-from rerank_plugins.conversion import ConversionReport
 from rerank_plugins.reranker import Reranker
-from rerank_plugins.training._config import TrainingConfig, TrainingResult
-from rerank_plugins.training._data import DataSource, Group
+from rerank_plugins.training._data import DataSource
 from rerank_plugins.training._mining import torch_device
 from rerank_plugins.training._model import BUNDLED
+from rerank_plugins.training._results import TrainedModel, TrainedRetriever
+from rerank_plugins.training._settings import RetrieverSettings, TrainSettings, options
 
 NOT_STATED = "not stated"
 FEW_QUERIES = 50
 """Held-out queries below which a mean says little: the standard error of nDCG@10 is then about 0.05."""
+
+_FLATTERED = "the figures after training are a little flattered. Nothing is known about other domains or languages."
 
 
 def public_name(model: str | os.PathLike[str] | Reranker) -> str:
@@ -33,137 +34,219 @@ def public_name(model: str | os.PathLike[str] | Reranker) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def command(data: Sequence[str | os.PathLike[str]], out: Path, options: Mapping[str, Any]) -> str:
-    """The command line that repeats a run; options that are None or False are left out."""
-    words = ["rerank-plugins", "train", *(Path(path).resolve().name for path in data), "--out", out.resolve().name]
-    for option, value in options.items():
-        for item in value if isinstance(value, tuple) else (value,):
+def named(settings: TrainSettings | RetrieverSettings) -> Any:
+    """The settings with models by their public names."""
+    names = {"trunk", "filter"} if isinstance(settings, TrainSettings) else {"model"}
+    given = {name: getattr(settings, name) for name in (*names, "teacher")}
+    return replace(settings, **{name: None if model is None else public_name(model) for name, model in given.items()})
+
+
+def command(name: str, data: Sequence[str | os.PathLike[str]], out: Path, values: Mapping[str, Any]) -> str:
+    """The command line that repeats a run.
+
+    Args:
+        name: The command's name.
+        data: The files or folders of data.
+        out: The directory of the result.
+        values: The options, as `options` gives them; those that are None or False are left out.
+    """
+    words = ["rerank-plugins", name, *(Path(path).resolve().name for path in data), "--out", out.resolve().name]
+    for option, value in values.items():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
             if item is True:
                 words.append(option)
             elif item is not None and item is not False:
-                words += [option, public_name(item) if isinstance(item, (Reranker, os.PathLike)) else str(item)]
+                words += [option, str(item)]
     return shlex.join(words)
 
 
 def model_card(
-    name: str,
-    *,
-    recipe: str,
-    trunk: str | os.PathLike[str] | None,
-    config: TrainingConfig,
-    sources: Sequence[DataSource],
-    licences: Sequence[str | None],
-    groups: Sequence[Group],
-    dev: Sequence[Group],
-    result: TrainingResult,
-    ece: tuple[float | None, float | None],
-    conversion: ConversionReport | None,
-    bundled: float | None = None,
+    trained: TrainedModel, settings: TrainSettings, sources: Sequence[DataSource], data: Sequence[Path]
 ) -> str:
-    """A README.md for a model that was just trained, in Markdown with the Hub's header.
+    """The card of a cross-encoder that was just trained.
 
     Args:
-        name: The model's name.
-        recipe: The command that repeats the run.
-        trunk: What it started from; None is the bundled model.
-        config: The settings of the loop.
-        sources: The data; empty where the kinds of ``groups`` name it.
-        licences: A text for each of ``sources``, or None where nobody gave one.
-        groups: What was learnt from.
-        dev: What was measured.
-        result: How it went.
-        ece: Expected calibration error before and after calibration; None where it could not be measured.
-        conversion: What the ONNX graph is like; None without one.
-        bundled: nDCG@10 of the bundled model on ``dev``; None where it was not measured.
+        trained: What came of it.
+        settings: The keywords of `train`.
+        sources: What was read.
+        data: Where it was read from.
     """
-    bundled_trunk = trunk in (None, BUNDLED)
-    base = f"rerank-plugins' {models.BUNDLED_NAME}" if bundled_trunk else public_name(str(trunk))
-    on_hub = not bundled_trunk and not Path(str(trunk)).exists()
-    header = ["---", "library_name: rerank-plugins", "pipeline_tag: text-ranking"]
-    header += [f"base_model: {base}"] if on_hub else []
-    header += ["tags: [cross-encoder, reranker, onnx]" if conversion else "tags: [cross-encoder, reranker]", "---"]
-    parts = [
-        "\n".join(header),
-        f"# {name}",
-        f"A cross-encoder, fine-tuned from {base}: it reads a query and a passage together and gives one logit, whose "
-        f'sigmoid is meant as the probability that the passage is relevant. Use it with `Reranker("{name}")`, where '
-        "that is its directory.",
-        "## Quality",
-        *_quality(dev, result, ece, bundled),
-        "Measured on held-out queries of the data below, which also chose the best of the points measured: the figures "
-        "after training are a little flattered. Nothing is known about other domains or languages.",
-    ]
+    name, trunk, result, conversion = trained.path.resolve().name, settings.trunk, trained.result, trained.conversion
+    bundled = trunk in (None, BUNDLED)
+    base = f"rerank-plugins' {models.BUNDLED_NAME}" if bundled else public_name(str(trunk))
+    loop = ", ".join(f"{key} {value}" for key, value in asdict(settings.loop()).items() if key != "device")
+    stated = [*settings.licences, *settings.licences[:1] * (len(sources) - len(settings.licences))]
+    two_formats = []
     if conversion is not None:
-        parts += [
+        two_formats = [
             "## The two formats",
             f"`model.safetensors` (float32) and `onnx/model.onnx` (weights in {conversion.weights}) were compared on "
             f"{conversion.pairs} pairs: Spearman correlation {conversion.rank_correlation:.4f}, largest difference of "
             f"logits {conversion.max_difference:.3g}.",
         ]
-    return "\n\n".join([*parts, "## Data", _data(sources, licences, groups), *_recipe(recipe, config, result)])
+    return _card(
+        name,
+        {
+            "library_name": "rerank-plugins",
+            "pipeline_tag": "text-ranking",
+            "base_model": None if bundled or Path(str(trunk)).exists() else base,
+            "tags": "[cross-encoder, reranker, onnx]" if conversion else "[cross-encoder, reranker]",
+        },
+        f"A cross-encoder, fine-tuned from {base}: it reads a query and a passage together and gives one logit, whose "
+        f'sigmoid is meant as the probability that the passage is relevant. Use it with `Reranker("{name}")`, where '
+        "that is its directory.",
+        quality=[*_quality(trained), *two_formats],
+        data=[_sources("judged pairs", sources, stated)],
+        recipe=command("train", data, trained.path, options(named(settings))),
+        settings=f"Settings of the loop, those that have no option too: {loop}.",
+        run=[
+            f"{result.steps} steps, {result.pairs} pairs, {_duration(result.seconds)} of training"
+            + (", stopped early by patience" if result.stopped_early else ""),
+            f"nDCG@10 at each evaluation: {', '.join(f'{value:.4f}' for value in result.measures) or 'none'}",
+            f"seed: {settings.seed}",
+        ],
+        device=settings.device,
+    )
 
 
-def _quality(
-    dev: Sequence[Group], result: TrainingResult, ece: tuple[float | None, float | None], bundled: float | None
-) -> list[str]:
-    if not dev:
+def retriever_card(
+    trained: TrainedRetriever,
+    settings: RetrieverSettings,
+    sources: Sequence[DataSource],
+    data: Sequence[Path],
+    *,
+    training: tuple[int, int],
+    dev: tuple[int, int],
+    ranked: int,
+    kept: int,
+) -> str:
+    """The card of a bi-encoder that was just trained.
+
+    Args:
+        trained: What came of it.
+        settings: The keywords of `train_retriever`.
+        sources: What was read.
+        data: Where it was read from.
+        training: Queries and examples that were learnt from.
+        dev: Those held out.
+        ranked: Dev queries that were measured.
+        kept: The step whose weights were kept.
+    """
+    name = trained.path.name
+    base = public_name(settings.model) if settings.model is not None else "sentence-transformers/all-MiniLM-L6-v2"
+    return _card(
+        name,
+        {
+            "library_name": "sentence-transformers",
+            "pipeline_tag": "sentence-similarity",
+            # Only ids of the Hub have an owner before a slash.
+            "base_model": base if "/" in base else None,
+            "tags": "[sentence-transformers, sentence-similarity, feature-extraction, rerank-plugins]",
+        },
+        f"A bi-encoder, fine-tuned from {base} as the first stage before a cross-encoder. Its vectors have length 1; "
+        f'compare them by cosine or dot product. Use it with `SentenceTransformer("{name}")`, where that is its '
+        "directory.",
+        quality=_retriever_quality(trained.measures, ranked, kept),
+        data=[
+            _sources("triples", sources, []),
+            f"{training[1]} examples of {training[0]} queries were learnt from, and {dev[1]} of {dev[0]} queries held "
+            f"out: no query is in both. The licence of {base} holds too.",
+        ],
+        recipe=command("train-retriever", data, trained.path, options(named(replace(settings, steps=trained.steps)))),
+        settings="",
+        run=[
+            f"{trained.steps} steps, {_duration(trained.seconds)} with their evaluations",
+            f"seed: {settings.seed}",
+        ],
+        device=settings.device,
+    )
+
+
+def _card(
+    name: str,
+    header: Mapping[str, str | None],
+    what: str,
+    *,
+    quality: Sequence[str],
+    data: Sequence[str],
+    recipe: str,
+    settings: str,
+    run: Sequence[str],
+    device: str | None,
+) -> str:
+    lines = [f"{key}: {value}" for key, value in header.items() if value is not None]
+    parts = ["\n".join(["---", *lines, "---"]), f"# {name}", what, "## Quality", *quality, "## Data", *data]
+    parts += ["## Recipe", f"    {recipe}", *([settings] if settings else []), "## This run"]
+    return "\n\n".join([*parts, "\n".join(f"- {item}" for item in (*run, f"machine: {_machine(device)}"))]) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [
+        [" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in [columns, ["---"] * len(columns), *rows]
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _quality(trained: TrainedModel) -> list[str]:
+    count, bundled, after = trained.held_out, trained.bundled, trained.result.best
+    if after is None:
         return ["No queries were held out, so nothing was measured."]
-    before, after = result.measures[0], result.best
-    rows = ["| measure | before training | after |", "| --- | --- | --- |"]
-    rows.append(f"| nDCG@10, {len(dev)} held-out queries | {before:.4f} | {after:.4f} |")
-    if ece[0] is not None:
-        rows.append(f"| expected calibration error, on the pairs it was fitted on | {ece[0]:.4f} | {ece[1]:.4f} |")
-    parts = ["\n".join(rows)]
-    if len(result.by_kind) > 1:
-        kinds = [f"| {kind} | {value:.4f} |" for kind, value in result.by_kind.items()]
-        parts.append("\n".join(["| held-out queries of | nDCG@10 after |", "| --- | --- |", *kinds]))
+    before = trained.result.measures[0]
+    rows = [[f"nDCG@10, {count} held-out queries", f"{before:.4f}", f"{after:.4f}"]]
+    if trained.ece_before is not None:
+        pair = [f"{trained.ece_before:.4f}", f"{trained.ece_after:.4f}"]
+        rows.append(["expected calibration error, on the pairs it was fitted on", *pair])
+    parts = [_table(["measure", "before training", "after"], rows)]
     if bundled is not None:
         parts.append(f"On the same queries {models.BUNDLED_NAME} has nDCG@10 {bundled:.4f}.")
     if not after > before:
         parts.append("**Training did not improve the order of the held-out queries.**")
     if bundled is not None and not after > bundled:
         parts.append(f"**{models.BUNDLED_NAME}, which was not trained on this data, orders them no worse.**")
-    if len(dev) < FEW_QUERIES:
+    if count < FEW_QUERIES:
         parts.append(
-            f"**{len(dev)} held-out queries are few: another {len(dev)} could give figures that differ by several "
+            f"**{count} held-out queries are few: another {count} could give figures that differ by several "
             "hundredths.**"
         )
+    chosen = "Measured on held-out queries of the data below, which also chose the best of the points measured:"
+    return [*parts, f"{chosen} {_FLATTERED}"]
+
+
+def _retriever_quality(measures: Mapping[str, tuple[float, float]], ranked: int, kept: int) -> list[str]:
+    if not measures:
+        return ["No queries were held out, so nothing was measured. The weights are those of the last step."]
+    rows = [[measure, f"{before:.4f}", f"{after:.4f}"] for measure, (before, after) in measures.items()]
+    parts = [
+        _table(["measure", "before training", "after"], rows),
+        f"Each of {ranked} held-out queries ranks all passages of their triples. The weights are those of step {kept}, "
+        f"the best of the points that were measured by nDCG@10 of these same queries, so {_FLATTERED}",
+    ]
+    if any(after < before for before, after in measures.values()):
+        parts.append("**Training made the order of the held-out queries worse.**")
     return parts
 
 
-def _data(sources: Sequence[DataSource], licences: Sequence[str | None], groups: Sequence[Group]) -> str:
-    if not sources:
-        rows = ["| data | lists |", "| --- | --- |"]
-        return "\n".join([*rows, *(f"| {kind} | {count} |" for kind, count in Counter(g.kind for g in groups).items())])
-    rows = ["| data | judged pairs | queries | corpus | sha256 | licence |", "| --- | --- | --- | --- | --- | --- |"]
-    for source, licence in zip(sources, licences, strict=True):
-        name, stated = (" ".join(text.replace("|", "\\|").split()) for text in (source.name, licence or NOT_STATED))
-        counts = f"{source.pairs} | {source.queries} | {source.passages or 'none'}"
-        rows.append(f"| {name} | {counts} | {source.sha256[:12]} | {stated} |")
-    return "\n".join(rows)
-
-
-def _recipe(recipe: str, config: TrainingConfig, result: TrainingResult) -> list[str]:
-    listed = ", ".join(f"{key} {value}" for key, value in asdict(config).items() if key != "device")
-    early = ", stopped early by patience" if result.stopped_early else ""
-    measures = ", ".join(f"{value:.4f}" for value in result.measures)
-    return [
-        "## Recipe",
-        f"    {recipe}",
-        f"Settings of the loop, those that have no option too: {listed}.",
-        "## This run",
-        f"- {result.steps} steps, {result.pairs} pairs, {_duration(result.seconds)} of training{early}\n"
-        f"- nDCG@10 at each evaluation: {measures or 'none'}\n"
-        f"- seed: {config.seed}\n"
-        f"- machine: {machine(config.device)}\n",
+def _sources(rows: str, sources: Sequence[DataSource], licences: Sequence[str]) -> str:
+    licences = [*licences, *[NOT_STATED] * (len(sources) - len(licences))]
+    found = [
+        [
+            source.name,
+            str(source.rows),
+            str(source.queries),
+            str(source.passages or "none"),
+            source.sha256[:12],
+            licence,
+        ]
+        for source, licence in zip(sources, licences, strict=True)
     ]
+    return _table(["data", rows, "queries", "corpus", "sha256", "licence"], found)
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{math.floor(seconds / 60)} min {seconds % 60:.0f} s"
 
 
-def machine(device: str | None) -> str:
+def _machine(device: str | None) -> str:
     """Processor, system and versions, in one line."""
     import torch
 

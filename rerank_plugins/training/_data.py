@@ -1,4 +1,4 @@
-"""Training data: pairs, triples or BEIR folders in, lists of one query and several graded passages out."""
+"""Training data: reads pairs, triples and BEIR folders, and makes groups of one query and its passages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rerank_plugins._paths import new_file
@@ -17,6 +17,7 @@ from rerank_plugins._printable import json_text, parse_json
 from rerank_plugins.errors import InputError, RerankError
 from rerank_plugins.evaluation._beir import find_file, read_queries, read_rows, read_texts
 from rerank_plugins.evaluation._pairs import QUERIES, Pair, Triple, pairs_file, pairs_of_file, triples_of_file
+from rerank_plugins.training._settings import Paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,14 @@ class DataSource:
 
     Attributes:
         name: Its name, without the folders above it.
-        pairs: Judged pairs in it.
+        rows: Judged pairs in it, or lines of triples.
         queries: Distinct queries.
         passages: Documents of its corpus; 0 without one.
         sha256: Of its files, one after the other.
     """
 
     name: str
-    pairs: int
+    rows: int
     queries: int
     passages: int
     sha256: str
@@ -55,23 +56,19 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One query with its candidate passages: what a listwise loss sees.
+    """One query with its candidate passages, the example of a listwise loss.
 
     Attributes:
         query: The query.
         passages: The candidates.
-        target: A probability for each passage, summing to 1.
-        gains: Graded relevance of each passage, for measuring.
-        kind: Where the group comes from, for example a set's name.
-        judged: True where ``gains`` are people's labels, so that an absolute (binary) loss may use them.
+        target: The probability of each passage that the listwise loss aims at; they sum to 1.
+        gains: Graded relevance of each passage, from 0 to 1: for nDCG, for the binary loss and for calibration.
     """
 
     query: str
     passages: tuple[str, ...]
     target: tuple[float, ...]
     gains: tuple[float, ...]
-    kind: str = ""
-    judged: bool = True
 
 
 def normalise(text: str) -> str:
@@ -79,8 +76,13 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()))
 
 
-def read_data(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> TrainingData:
-    """Reads judged pairs in any of the layouts that `train` takes, and checks every line before anything else happens.
+def as_paths(given: Paths) -> list[Path]:
+    """One or several paths as a list."""
+    return [Path(path) for path in ([given] if isinstance(given, (str, os.PathLike)) else given)]
+
+
+def read_data(paths: Paths) -> TrainingData:
+    """Reads judged pairs in any of the layouts that `train` takes, and checks every line.
 
     Args:
         paths: One or several of: a file of JSON lines (``.gz`` allowed), each line a pair
@@ -96,13 +98,10 @@ def read_data(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         ConfigurationError: If a file is missing.
         InputError: If a line is not valid, with the file and the line number.
     """
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
     pairs: list[Pair] = []
     passages: list[str] = []
     sources: list[DataSource] = []
-    for given in paths:
-        path = Path(given)
+    for path in as_paths(paths):
         file = pairs_file(path)
         if file is None:
             found, corpus, files = _read_beir(path)
@@ -110,13 +109,15 @@ def read_data(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         else:
             found, corpus, files = pairs_of_file(file), [], [file]
         pairs += found
-        name = path.resolve().name
-        queries = len({pair.query for pair in found})
-        sources.append(DataSource(name, len(found), queries, len(corpus), _digest(files)))
+        sources.append(_source(path, found, len(corpus), files))
     return TrainingData(pairs, passages, tuple(sources))
 
 
-def read_pairs(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Pair]:
+def _source(path: Path, found: Sequence[Pair | Triple], passages: int, files: Sequence[Path]) -> DataSource:
+    return DataSource(path.resolve().name, len(found), len({row.query for row in found}), passages, _digest(files))
+
+
+def read_pairs(paths: Paths) -> list[Pair]:
     """The judged pairs of files and folders, in file order; see `read_data` for what they may be.
 
     Raises:
@@ -126,7 +127,7 @@ def read_pairs(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     return read_data(paths).pairs
 
 
-def read_triples(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Triple]:
+def read_triples(paths: Paths) -> list[Triple]:
     """Reads triples from JSON lines, such as `mine` writes, and checks every line.
 
     Args:
@@ -137,9 +138,14 @@ def read_triples(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
         ConfigurationError: If a file is missing.
         InputError: If a line is not valid, with the file and the line number.
     """
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    return [triple for path in paths for triple in triples_of_file(Path(path))]
+    return read_triple_data(paths)[0]
+
+
+def read_triple_data(paths: Paths) -> tuple[list[Triple], tuple[DataSource, ...]]:
+    """The triples of files, as `read_triples` reads them, and what was read."""
+    read = [(path, triples_of_file(path)) for path in as_paths(paths)]
+    sources = tuple(_source(path, found, 0, [path]) for path, found in read)
+    return [triple for _, found in read for triple in found], sources
 
 
 def _read_beir(folder: Path) -> tuple[list[Pair], list[str], list[Path]]:
@@ -202,7 +208,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def is_held_out(query: str, fraction: float = 0.1) -> bool:
-    """Whether a query belongs to the dev part, decided by its text alone so that every run agrees."""
+    """Whether a query is held out as a dev query. Its text alone decides, so that every run agrees."""
     digest = hashlib.sha256(normalise(query).encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32 < fraction
 
@@ -222,8 +228,7 @@ def split_pairs(pairs: Iterable[Pair], fraction: float = 0.1) -> tuple[list[Pair
 
 
 def by_query(pairs: Iterable[Pair]) -> dict[str, dict[str, float]]:
-    """Passages and their labels by query, in the order they come; the highest label of a repeated pair
-    counts."""
+    """Passages and their labels by query, in file order; the highest label of a repeated pair counts."""
     found: dict[str, dict[str, float]] = {}
     for pair in pairs:
         labels = found.setdefault(pair.query, {})
@@ -236,11 +241,11 @@ def answered(pairs: Iterable[Pair]) -> list[tuple[str, dict[str, float]]]:
     return [(query, labels) for query, labels in by_query(pairs).items() if max(labels.values()) > 0]
 
 
-def groups_from_pairs(pairs: Iterable[Pair], size: int, seed: int = 0, kind: str = "") -> list[Group]:
-    """Groups of at most ``size`` passages out of judged pairs alone, one for each positive.
+def groups_from_pairs(pairs: Iterable[Pair], size: int, seed: int = 0) -> list[Group]:
+    """Groups of at most ``size`` judged passages, one for each positive.
 
-    A positive stands with passages of lower labels; the target is their labels, scaled to the sum 1. Queries with no
-    positive, or whose positives are all that they have, teach no order and are left out.
+    A group has a positive and passages of lower labels; the target is their labels, scaled to the sum 1. A query
+    without a positive, or without a passage of a lower label, has no group.
     """
     rng = random.Random(seed)
     groups = []
@@ -251,7 +256,7 @@ def groups_from_pairs(pairs: Iterable[Pair], size: int, seed: int = 0, kind: str
                 continue
             chosen = [positive, *rng.sample(lower, min(size - 1, len(lower)))]
             gains = tuple(labels[text] for text in chosen)
-            groups.append(Group(query, tuple(chosen), normalised(gains), gains, kind))
+            groups.append(Group(query, tuple(chosen), normalised(gains), gains))
     return groups
 
 
@@ -261,13 +266,13 @@ def normalised(gains: Sequence[float]) -> tuple[float, ...]:
     return tuple(gain / total for gain in gains)
 
 
-def evaluation_groups(pairs: Iterable[Pair], limit: int | None = None, kind: str = "") -> list[Group]:
-    """One group per query with all its judged passages, for measuring."""
+def evaluation_groups(pairs: Iterable[Pair], limit: int | None = None) -> list[Group]:
+    """One group per query with all its judged passages, for measuring; at most ``limit`` of them, drawn at random."""
     groups = []
     for query, labels in by_query(pairs).items():
         gains = tuple(labels.values())
         if max(gains) > 0 and min(gains) < max(gains):
-            groups.append(Group(query, tuple(labels), normalised(gains), gains, kind))
+            groups.append(Group(query, tuple(labels), normalised(gains), gains))
     if limit is not None and len(groups) > limit:
         groups = random.Random(0).sample(groups, limit)
     return groups
@@ -277,8 +282,7 @@ def write_groups(path: Path, groups: Iterable[Group]) -> None:
     """Writes groups as JSON lines, at once or not at all."""
     with new_file(path) as out:
         for group in groups:
-            row = {name: getattr(group, name) for name in ("query", "passages", "target", "gains", "kind", "judged")}
-            out.write((json_text(row) + "\n").encode())
+            out.write((json_text(asdict(group)) + "\n").encode())
 
 
 def read_groups(path: Path) -> list[Group]:

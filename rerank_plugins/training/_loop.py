@@ -1,4 +1,4 @@
-"""The training loop: listwise, by elapsed time or by steps, resumable."""
+"""The training loop of cross-encoders: by elapsed time or by steps, resumable."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import math
 import os
 import random
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,16 @@ from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins.errors import ConfigurationError
-from rerank_plugins.training._config import TrainingConfig, TrainingResult
 from rerank_plugins.training._data import Group
 from rerank_plugins.training._mining import native_bf16, torch_device
 from rerank_plugins.training._model import body_and_head
-
-Progress = Callable[[str, float], None]
+from rerank_plugins.training._results import TrainingResult
+from rerank_plugins.training._settings import Progress, TrainingConfig
 
 
 def ndcg(scores: Sequence[float] | NDArray[Any], gains: Sequence[float], k: int = 10) -> float:
-    """nDCG@k of one list with graded gains. Ties count against the order, as the worse of the two."""
-    # ir-measures wants whole-number judgements and run files; here the gains are a teacher's probabilities.
+    """nDCG@k of one list with graded gains. Of equal scores, the passage with the lower gain comes first."""
+    # ir-measures takes whole-number judgements only; these gains are fractions.
     graded = np.asarray(gains, dtype=np.float64)
     discount = 1 / np.log2(np.arange(2, k + 2))
     order = np.lexsort((graded, -np.asarray(scores, dtype=np.float64)))[:k]
@@ -38,7 +36,7 @@ def ndcg(scores: Sequence[float] | NDArray[Any], gains: Sequence[float], k: int 
 
 
 def batches(groups: Sequence[Group], per_step: int, seed: int, epoch: int) -> Iterator[list[Group]]:
-    """One epoch in random order, where groups of like length go together so that little is padding."""
+    """The groups of one epoch in random order, groups of similar length in one batch, which saves padding."""
     rng = random.Random(f"{seed}-{epoch}")
     order = list(groups)
     rng.shuffle(order)
@@ -51,7 +49,7 @@ def batches(groups: Sequence[Group], per_step: int, seed: int, epoch: int) -> It
 
 
 class Scorer:
-    """Runs a cross-encoder over pairs, in micro-batches of like length."""
+    """Scores pairs with a cross-encoder, in micro-batches of similar length."""
 
     def __init__(self, model: Any, *, max_length: int, micro_batch: int, bf16: bool, device: str) -> None:
         self._torch: Any = import_extra("torch", "train")
@@ -99,19 +97,14 @@ class Scorer:
         return flat[torch.tensor(np.argsort(order, kind="stable"), device=flat.device)]
 
 
-def ndcg_by_kind(
-    groups: Sequence[Group], scores: Sequence[Sequence[float] | NDArray[Any]]
-) -> tuple[float, dict[str, float]]:
-    """nDCG@10 over groups, given each one's scores: the mean over kinds (0 without groups), and each kind."""
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for group, found in zip(groups, scores, strict=True):
-        kinds[group.kind].append(ndcg(found, group.gains))
-    by_kind = {kind: float(np.mean(values)) for kind, values in sorted(kinds.items())}
-    return (float(np.mean(list(by_kind.values()))) if by_kind else 0.0), by_kind
+def mean_ndcg(groups: Sequence[Group], scores: Sequence[Sequence[float] | NDArray[Any]]) -> float:
+    """Mean nDCG@10 of groups, given each one's scores; 0 without groups."""
+    values = [ndcg(found, group.gains) for group, found in zip(groups, scores, strict=True)]
+    return float(np.mean(values)) if values else 0.0
 
 
-def evaluate_groups(scorer: Scorer, groups: Sequence[Group]) -> tuple[float, dict[str, float], NDArray[np.float32]]:
-    """nDCG@10 over groups: the mean over kinds, each kind, and every logit in order."""
+def evaluate_groups(scorer: Scorer, groups: Sequence[Group]) -> tuple[float, NDArray[np.float32]]:
+    """Mean nDCG@10 of groups, and the logits of all their passages, float32 (n,), in order."""
     import torch
 
     order = sorted(range(len(groups)), key=lambda i: sum(len(t) for t in groups[i].passages))
@@ -128,7 +121,7 @@ def evaluate_groups(scorer: Scorer, groups: Sequence[Group]) -> tuple[float, dic
                 at += len(groups[row].passages)
     logits = [found[row] for row in range(len(groups))]
     joined = np.concatenate(logits) if logits else np.zeros(0, dtype=np.float32)
-    return (*ndcg_by_kind(groups, logits), joined)
+    return mean_ndcg(groups, logits), joined
 
 
 def fit(
@@ -143,13 +136,13 @@ def fit(
 ) -> TrainingResult:
     """Trains ``model`` in place, and leaves the best averaged weights in it.
 
-    Kill it at any time: the same call goes on from the last checkpoint in ``checkpoints``, with optimiser,
+    A run that was killed goes on from its last checkpoint in ``checkpoints`` when it is called again, with optimiser,
     averages and place in the data. A run by ``steps`` then ends with the same weights as one that was never
     interrupted.
 
-    On two cores of a shared AMD Zen 5 lists of eight passages went through at 59 pairs a second, and through
-    sentence-transformers' ``CrossEncoderTrainer`` (6.2, binary loss, defaults, bf16, the same pairs) at 11: it
-    trains the embeddings too, and its batches are neither of like length nor of few shapes.
+    The loop is the project's own because sentence-transformers' ``CrossEncoderTrainer`` (6.2, binary loss, defaults,
+    bfloat16) was five times slower: 11 pairs a second instead of 59, with the same pairs in lists of eight, on two
+    cores of a shared AMD Zen 5. It trains the embeddings too, and its batches have more padding and more shapes.
 
     Args:
         model: A `CrossEncoder` of sentence-transformers with one logit.
@@ -165,188 +158,238 @@ def fit(
         ConfigurationError: If there is nothing to learn from, nothing to stop early by, or the checkpoints are those
             of another run.
     """
-    torch: Any = import_extra("torch", "train")
-    if config.loss == "binary":
-        groups = [group for group in groups if group.judged]
     if not groups:
         raise ConfigurationError("There is nothing to train on: no query has both a positive and a negative passage.")
     if config.patience is not None and not dev:
         raise ConfigurationError("patience needs dev groups to measure, and there are none. Leave it at None.")
-    device = torch_device(config.device)
-    folder = Path(checkpoints)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Evaluation mode throughout: dropout costs time and, over a single epoch, helps nothing.
-    model.to(device).eval()
-    scorer = _scorer(model, config, device)
-    torch.manual_seed(config.seed)
-    body, head = body_and_head(model)
-    parts: list[dict[str, Any]] = [
-        {
-            "params": [p for p in body if p.ndim > 1],
-            "weight_decay": config.weight_decay,
-            "peak": config.learning_rate,
-        },
-        {"params": [p for p in body if p.ndim <= 1], "weight_decay": 0.0, "peak": config.learning_rate},
-        {"params": head, "weight_decay": 0.0, "peak": config.head_learning_rate},
-    ]
-    trained = [p for part in parts for p in part["params"]]
-    optimizer = torch.optim.AdamW(parts, lr=0.0)
-    average = [p.detach().clone() for p in trained]
-    state: dict[str, Any] = {
-        "step": 0,
-        "pairs": 0,
-        "seconds": 0.0,
-        "measures": [],
-        "best": -math.inf,
-        "stale": 0,
-        "by_kind": {},
-        "next": 0.0,
-        "stopped_early": False,
-        "finished": False,
-        "budget_s": budget_s if budget_s is not None else 60 * (config.minutes or 1),
-        "measure_s": 0.0,
-    }
-    signature = json.dumps(
-        {
-            **{k: v for k, v in asdict(config).items() if k not in {"device", "checkpoint_s"}},
-            "groups": [_digest(groups), _digest(dev)],
+    run = _Run(model, groups, dev, config, Path(checkpoints), progress)
+    run.state.budget_s = budget_s if budget_s is not None else 60 * (config.minutes or 1)
+    run.resume()
+    while not run.ended:
+        run.epoch()
+    return run.finish()
+
+
+@dataclass(slots=True)
+class _State:
+    """How far a run is; a checkpoint keeps it.
+
+    Attributes:
+        step: Optimiser steps taken.
+        pairs: Pairs seen.
+        seconds: Time spent up to the last checkpoint.
+        measures: nDCG@10 of the dev groups at each evaluation.
+        best: The best of them.
+        stale: Evaluations since then.
+        next: The share of the run at which the dev groups are measured next.
+        stopped_early: Whether patience ran out.
+        finished: Whether all is done, the last evaluations too.
+        budget_s: Seconds that all may take.
+        measure_s: Seconds that the last evaluation took.
+    """
+
+    step: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    measures: list[float] = field(default_factory=list)
+    best: float = -math.inf
+    stale: int = 0
+    next: float = 0.0
+    stopped_early: bool = False
+    finished: bool = False
+    budget_s: float = 0.0
+    measure_s: float = 0.0
+
+
+class _Run:
+    """One run of `fit`: the model, its optimiser and averaged weights, the state, and the checkpoints on disk."""
+
+    def __init__(
+        self,
+        model: Any,
+        groups: Sequence[Group],
+        dev: Sequence[Group],
+        config: TrainingConfig,
+        folder: Path,
+        progress: Progress | None,
+    ) -> None:
+        self._torch: Any = import_extra("torch", "train")
+        self.groups, self.dev, self.config, self.progress = groups, dev, config, progress
+        self.device = torch_device(config.device)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.latest, self.best_file = folder / "checkpoint.pt", folder / "best.pt"
+        # Evaluation mode throughout: dropout costs time and, over a single epoch, helps nothing.
+        model.to(self.device).eval()
+        bf16 = native_bf16(self.device) if config.bf16 is None else config.bf16
+        self.scorer = Scorer(
+            model, max_length=config.max_length, micro_batch=config.micro_batch, bf16=bf16, device=self.device
+        )
+        self._torch.manual_seed(config.seed)
+        body, head = body_and_head(model)
+        matrices, others = [p for p in body if p.ndim > 1], [p for p in body if p.ndim <= 1]
+        parts = [
+            {"params": matrices, "weight_decay": config.weight_decay, "peak": config.learning_rate},
+            {"params": others, "weight_decay": 0.0, "peak": config.learning_rate},
+            {"params": head, "weight_decay": 0.0, "peak": config.head_learning_rate},
+        ]
+        self.trained = [*matrices, *others, *head]
+        self.optimizer = self._torch.optim.AdamW(parts, lr=0.0)
+        self.average = [p.detach().clone() for p in self.trained]
+        settings = {k: v for k, v in asdict(config).items() if k not in {"device", "checkpoint_s"}}
+        # Tells this run from others.
+        self.signature = json.dumps({**settings, "groups": [_digest(groups), _digest(dev)]})
+        self.state = _State()
+        self.began = self.last_saved = time.monotonic()
+        self.ended = False
+        self.running = 0.0
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Take up the run that the checkpoints are of, if there are any.
+
+        Raises:
+            ConfigurationError: It is another run.
+        """
+        if self.latest.is_file():
+            saved = self._torch.load(self.latest, map_location=self.device, weights_only=True)
+            if saved["signature"] != self.signature:
+                raise ConfigurationError(
+                    f"{self.latest} belongs to a run with other settings or data. Delete it or choose another "
+                    "directory."
+                )
+            self.put(saved["weights"])
+            self.average = list(saved["average"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.state = _State(**saved["state"])
+        self.began = time.monotonic() - self.state.seconds
+        self.ended = self.state.stopped_early or self.share() >= 1
+        self.last_saved = time.monotonic()
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, at once or not at all."""
+        self.state.seconds = time.monotonic() - self.began
+        content = {
+            "signature": self.signature,
+            "weights": [p.detach() for p in self.trained],
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "state": asdict(self.state),
         }
-    )
-    latest, best_file = folder / "checkpoint.pt", folder / "best.pt"
-    resumed = latest.is_file()
-    if resumed:
-        saved = torch.load(latest, map_location=device, weights_only=True)
-        if saved["signature"] != signature:
-            raise ConfigurationError(
-                f"{latest} belongs to a run with other settings or data. Delete it or choose another directory."
-            )
-        with torch.no_grad():
-            for p, value in zip(trained, saved["weights"], strict=True):
-                p.copy_(value)
-        average = list(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        state |= saved["state"]
+        self._save(self.latest, content)
+        self.last_saved = time.monotonic()
 
-    began = time.monotonic() - state["seconds"]
-
-    def save(path: Path, content: dict[str, Any]) -> None:
+    def _save(self, path: Path, content: dict[str, Any]) -> None:
         part = path.with_suffix(".part")
-        torch.save(content, part)
+        self._torch.save(content, part)
         part.replace(path)
 
-    def checkpoint() -> None:
-        state["seconds"] = time.monotonic() - began
-        save(
-            latest,
-            {
-                "signature": signature,
-                "weights": [p.detach() for p in trained],
-                "average": average,
-                "optimizer": optimizer.state_dict(),
-                "state": state,
-            },
-        )
-
-    def swap(values: Sequence[Any]) -> list[Any]:
-        before = [p.detach().clone() for p in trained]
-        with torch.no_grad():
-            for p, value in zip(trained, values, strict=True):
+    def put(self, values: Sequence[Any]) -> None:
+        """Give the model these weights."""
+        with self._torch.no_grad():
+            for p, value in zip(self.trained, values, strict=True):
                 p.copy_(value)
-        return before
 
-    def share() -> float:
-        if config.steps is not None:
-            return float(state["step"]) / config.steps
-        # At the end the weights are measured twice more, which is part of the time.
-        budget = max(state["budget_s"] - 2 * state["measure_s"], 0.5 * state["budget_s"])
-        return float((time.monotonic() - began) / budget)
+    def best_weights(self) -> Any:
+        """Those of the best evaluation."""
+        return self._torch.load(self.best_file, map_location=self.device, weights_only=True)["weights"]
 
-    def measure(values: Sequence[Any]) -> None:
-        before = swap(values)
+    # -- time and measures ----------------------------------------------------------------------------------------
+
+    def share(self) -> float:
+        """The share of the run that is done, from 0 on; 1 is the end."""
+        if self.config.steps is not None:
+            return self.state.step / self.config.steps
+        # What follows the training is part of the time: two evaluations here, and calibrating, which costs about one.
+        budget_s = max(self.state.budget_s - 3 * self.state.measure_s, 0.5 * self.state.budget_s)
+        return (time.monotonic() - self.began) / budget_s
+
+    def measure(self, weights: Sequence[Any]) -> None:
+        """Measure the dev groups with these weights, and keep them if they are the best."""
+        before = [p.detach().clone() for p in self.trained]
+        self.put(weights)
         started = time.monotonic()
-        mean, by_kind, _ = evaluate_groups(scorer, dev)
-        state["measure_s"] = time.monotonic() - started
-        state["measures"].append(mean)
-        if mean > state["best"]:
-            state["best"], state["by_kind"], state["stale"] = mean, by_kind, 0
-            save(best_file, {"weights": [p.detach() for p in trained]})
+        mean, _ = evaluate_groups(self.scorer, self.dev)
+        self.state.measure_s = time.monotonic() - started
+        self.state.measures.append(mean)
+        if mean > self.state.best:
+            self.state.best, self.state.stale = mean, 0
+            self._save(self.best_file, {"weights": [p.detach() for p in self.trained]})
         else:
-            state["stale"] += 1
-        swap(before)
-        if progress is not None:
-            progress(f"step {state['step']}: {_news(mean, by_kind)}", min(1.0, share()))
+            self.state.stale += 1
+        self.put(before)
+        if self.progress is not None:
+            self.progress(f"step {self.state.step}: dev nDCG@10 {mean:.4f}", min(1.0, self.share()))
 
-    per_epoch = math.ceil(len(groups) / config.groups_per_step)
-    last_saved = time.monotonic()
-    running = 0.0
-    stop = state["stopped_early"]
-    while not stop and share() < 1:
-        epoch, skip = divmod(state["step"], per_epoch)
-        for number, chosen in enumerate(batches(groups, config.groups_per_step, config.seed, epoch)):
-            if number < skip:
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def epoch(self) -> None:
+        """Train on what is left of the current epoch, or up to the end of the run."""
+        config, state = self.config, self.state
+        number, skip = divmod(state.step, math.ceil(len(self.groups) / config.groups_per_step))
+        for place, chosen in enumerate(batches(self.groups, config.groups_per_step, config.seed, number)):
+            if place < skip:
                 continue
-            done = share()
-            if done >= 1:
-                stop = True
-                break
-            if dev and done >= state["next"]:
-                state["next"] += 1 / max(1, config.evaluations)
-                measure(average)
-                stop = state["stopped_early"] = config.patience is not None and state["stale"] >= config.patience
+            done = self.share()
+            if done < 1 and self.dev and done >= state.next:
+                state.next += 1 / max(1, config.evaluations)
+                self.measure(self.average)
+                state.stopped_early = config.patience is not None and state.stale >= config.patience
                 # The best weights on disk and what is known of them belong together.
-                checkpoint()
-                last_saved = time.monotonic()
-                if stop:
-                    break
-            rate = min(done / config.warmup, (1 - done) / (1 - config.warmup), 1.0) if config.warmup else 1 - done
-            for part in optimizer.param_groups:
-                part["lr"] = part["peak"] * max(rate, 1e-3)
-            loss = _loss(torch, scorer, chosen, config, device)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            state["step"] += 1
-            state["pairs"] += sum(len(group.passages) for group in chosen)
-            decay = min(config.ema, (1 + state["step"]) / (10 + state["step"]))
-            with torch.no_grad():
-                torch._foreach_mul_(average, decay)
-                torch._foreach_add_(average, [p.detach() for p in trained], alpha=1 - decay)
-            value = float(loss.detach())
-            running = value if not running else 0.98 * running + 0.02 * value
-            if progress is not None and state["step"] % 20 == 0:
-                speed = state["pairs"] / (time.monotonic() - began)
-                progress(f"step {state['step']}: loss {running:.4f}, {speed:.0f} pairs/s", min(1.0, share()))
-            if time.monotonic() - last_saved >= config.checkpoint_s:
-                checkpoint()
-                last_saved = time.monotonic()
-    if dev and not state["finished"]:
-        if not state["stopped_early"]:
-            measure(average)
-        best = torch.load(best_file, map_location=device, weights_only=True)["weights"]
-        # The mean of two points of one run is often better than both.
-        measure([(one + other) / 2 for one, other in zip(best, average, strict=True)])
-    state["finished"] = True
-    checkpoint()
-    swap(torch.load(best_file, map_location=device, weights_only=True)["weights"] if dev else average)
-    return TrainingResult(
-        steps=state["step"],
-        pairs=state["pairs"],
-        seconds=time.monotonic() - began,
-        measures=tuple(state["measures"]),
-        best=float(state["best"]) if dev else math.nan,
-        by_kind=dict(state["by_kind"]),
-        stopped_early=state["stopped_early"],
-    )
+                self.checkpoint()
+            if done >= 1 or state.stopped_early:
+                self.ended = True
+                return
+            self.step(chosen, done)
+            if time.monotonic() - self.last_saved >= config.checkpoint_s:
+                self.checkpoint()
+        self.ended = self.share() >= 1
 
+    def step(self, chosen: Sequence[Group], done: float) -> None:
+        """One optimiser step, with the learning rates of a share of the run, and one of the averages."""
+        config, state = self.config, self.state
+        rate = min(done / config.warmup, (1 - done) / (1 - config.warmup), 1.0) if config.warmup else 1 - done
+        for part in self.optimizer.param_groups:
+            part["lr"] = part["peak"] * max(rate, 1e-3)
+        loss = _loss(self._torch, self.scorer, chosen, config, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        state.step += 1
+        state.pairs += sum(len(group.passages) for group in chosen)
+        decay = min(config.ema, (1 + state.step) / (10 + state.step))
+        with self._torch.no_grad():
+            self._torch._foreach_mul_(self.average, decay)
+            self._torch._foreach_add_(self.average, [p.detach() for p in self.trained], alpha=1 - decay)
+        value = float(loss.detach())
+        self.running = value if not self.running else 0.98 * self.running + 0.02 * value
+        if self.progress is not None and state.step % 20 == 0:
+            speed = state.pairs / (time.monotonic() - self.began)
+            self.progress(f"step {state.step}: loss {self.running:.4f}, {speed:.0f} pairs/s", min(1.0, self.share()))
 
-def _scorer(model: Any, config: TrainingConfig, device: str) -> Scorer:
-    bf16 = native_bf16(device) if config.bf16 is None else config.bf16
-    return Scorer(model, max_length=config.max_length, micro_batch=config.micro_batch, bf16=bf16, device=device)
-
-
-def _news(mean: float, by_kind: dict[str, float]) -> str:
-    return f"dev nDCG@10 {mean:.4f} ({' '.join(f'{kind} {value:.3f}' for kind, value in by_kind.items())})"
+    def finish(self) -> TrainingResult:
+        """Measure the last weights, and give the model the best ones."""
+        state = self.state
+        if self.dev and not state.finished:
+            if not state.stopped_early:
+                self.measure(self.average)
+            late = self.config.steps is None and time.monotonic() - self.began + state.measure_s > state.budget_s
+            # The mean of two points of one run is often better than both, but not worth more time than was given.
+            if not late:
+                both = zip(self.best_weights(), self.average, strict=True)
+                self.measure([(one + other) / 2 for one, other in both])
+        state.finished = True
+        self.checkpoint()
+        self.put(self.best_weights() if self.dev else self.average)
+        return TrainingResult(
+            steps=state.step,
+            pairs=state.pairs,
+            seconds=time.monotonic() - self.began,
+            measures=tuple(state.measures),
+            best=state.best if self.dev else None,
+            stopped_early=state.stopped_early,
+        )
 
 
 def _digest(groups: Sequence[Group]) -> str:
@@ -359,21 +402,17 @@ def _digest(groups: Sequence[Group]) -> str:
 def _loss(torch: Any, scorer: Scorer, groups: Sequence[Group], config: TrainingConfig, device: str) -> Any:
     logits = scorer([g.query for g in groups for _ in g.passages], [text for g in groups for text in g.passages])
     functional = torch.nn.functional
-    parts = logits.split([len(group.passages) for group in groups])
     weight = {"mix": config.binary_weight, "listwise": 0.0, "binary": 1.0}[config.loss]
     loss = torch.zeros((), device=device)
     if config.loss != "binary":
         listwise = [
             -(torch.tensor(group.target, device=device) * functional.log_softmax(part, -1)).sum()
-            for group, part in zip(groups, parts, strict=True)
+            for group, part in zip(groups, logits.split([len(group.passages) for group in groups]), strict=True)
         ]
         loss = torch.stack(listwise).mean()
-    judged = [(group, part) for group, part in zip(groups, parts, strict=True) if group.judged]
-    if judged and weight:
-        gains = torch.tensor([gain for group, _ in judged for gain in group.gains], device=device)
-        judged_logits = torch.cat([part for _, part in judged])
-        # Over all groups, so that a step's mix of judged and unjudged ones does not change what a judged pair
-        # counts.
-        binary = functional.binary_cross_entropy_with_logits(judged_logits, gains, reduction="sum") / len(groups)
+    if weight:
+        gains = torch.tensor([gain for group in groups for gain in group.gains], device=device)
+        # A sum over the passages of each list, as in the listwise loss, and the mean over lists.
+        binary = functional.binary_cross_entropy_with_logits(logits, gains, reduction="sum") / len(groups)
         loss = loss + weight * binary
     return loss

