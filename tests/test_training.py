@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rerank_plugins import Reranker
 from rerank_plugins._minilm import minilm_directory
+from rerank_plugins._printable import parse_json
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
 from rerank_plugins.training import (
@@ -29,6 +30,7 @@ from rerank_plugins.training import (
     train,
 )
 from rerank_plugins.training import _api as api
+from rerank_plugins.training import _loop as loop
 from rerank_plugins.training._data import (
     evaluation_groups,
     groups_from_pairs,
@@ -58,7 +60,7 @@ def riddles(count: int, seed: int) -> list[Group]:
         query = rng.choice(list(RIDDLES))
         others = rng.sample([answer for q, answer in RIDDLES.items() if q != query], 3)
         passages = (f"the {RIDDLES[query]}", *(f"the {answer}" for answer in others))
-        groups.append(Group(f"what of {query}", passages, (1.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), "riddle"))
+        groups.append(Group(f"what of {query}", passages, (1.0, 0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)))
     return groups
 
 
@@ -177,7 +179,7 @@ def test_groups_have_one_positive_and_no_duplicate() -> None:
 
 
 def test_groups_survive_writing(tmp_path: Path) -> None:
-    groups = [Group("q", ("ü", "b"), (0.9, 0.1), (1.0, 0.0), "k", judged=False)]
+    groups = [Group("q", ("ü", "b"), (0.9, 0.1), (1.0, 0.0))]
     write_groups(tmp_path / "groups.jsonl", groups)
 
     assert read_groups(tmp_path / "groups.jsonl") == groups
@@ -206,7 +208,7 @@ def test_likely_false_negatives_are_left_out() -> None:
     vectors = unit([1, 0.5], [1, 0.45], [1, 1.6], [1, 1.2], [0, 1])
     question = [("question", {"answer": 1.0})]
 
-    (group,) = labelled_groups(question, unit([1, 0.1]), texts, vectors, [], vectors[:0], size=4, margin=0.05)
+    (group,) = labelled_groups(question, unit([1, 0.1]), texts, vectors, size=4)
 
     assert group.passages[0] == "answer"
     assert "as good an answer" not in group.passages
@@ -300,6 +302,35 @@ def test_time_budget_is_kept(tmp_path: Path) -> None:
 
     assert result.steps > 0
     assert 1.0 < result.seconds < 5.0
+    assert (result.measures, result.best) == ((), None)
+
+
+@pytest.mark.parametrize(("last_s", "measured"), [(1.0, 3), (40.0, 2)])
+def test_evaluations_are_part_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_s: float, measured: int
+) -> None:
+    clock = {"now": 0.0}
+
+    def tick() -> float:
+        clock["now"] += 1.0
+        return clock["now"]
+
+    seconds = iter([10.0, last_s, 10.0])
+
+    def evaluate(scorer: Scorer, groups: list[Group]) -> tuple[float, np.ndarray]:
+        clock["now"] += next(seconds)
+        return evaluate_groups(scorer, groups)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=tick))
+    monkeypatch.setattr(loop, "evaluate_groups", evaluate)
+    settings = config(steps=None, minutes=2.0, evaluations=1, checkpoint_s=1e9)
+    result = fit(tiny_model(), riddles(64, 0), riddles(8, 1), settings, tmp_path)
+
+    # The mean of the best and the last weights is tried only where there is time left for it.
+    assert len(result.measures) == measured
+    assert result.best == max(result.measures)
+    # The training itself ends early enough for what follows.
+    assert 100.0 < result.seconds < (120.0 if measured == 3 else 150.0)
 
 
 # --- from data to a model ---
@@ -332,6 +363,7 @@ def test_train_makes_a_model_that_loads(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "onnx" / "model.onnx").is_file()
     facts = json.loads((tmp_path / "model" / "training.json").read_text())
     assert facts["result"]["steps"] == 6
+    assert facts["result"]["best"] == trained.result.best
 
     with pytest.raises(ConfigurationError, match="overwrite"):
         train(path, tmp_path / "model", trunk=tiny("bert"), steps=1)
@@ -345,6 +377,15 @@ def test_train_makes_a_model_that_loads(tmp_path: Path) -> None:
         export=False,
     )
     assert again.conversion is None
+    # Where nothing was held out, there is no measure, and JSON has no NaN.
+    pair = write(
+        tmp_path / "one.jsonl", *(json.dumps({"query": "q", "passage": p, "label": n}) for n, p in enumerate("ab"))
+    )
+    assert not is_held_out("q")
+    alone = train(pair, tmp_path / "third", trunk=tiny("bert"), steps=1, mine=False, export=False, device="cpu")
+    facts = parse_json((tmp_path / "third" / "training.json").read_text())
+    assert (alone.result.best, facts["result"]["best"], facts["bundled"], facts["held_out"]) == (None, None, None, 0)
+    assert "nothing was measured" in (tmp_path / "third" / "README.md").read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes of files")

@@ -127,7 +127,7 @@ def test_a_beir_folder_is_read(tmp_path: Path) -> None:
         Pair("second", "only b", 0.0), Pair("second", "only c", 1.0),
     ]  # fmt: skip
     assert read.passages == ["Title of a", "only b", "only c"]
-    assert [(s.name, s.pairs, s.queries, s.passages) for s in read.sources] == [
+    assert [(s.name, s.rows, s.queries, s.passages) for s in read.sources] == [
         ("set", 4, 2, 3),
         ("more.jsonl", 2, 1, 0),
     ]

@@ -1,28 +1,46 @@
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from checkpoints import tiny
 from test_cli import call
 from test_training import RIDDLES, config, riddles, tiny_model, weights, write
 
 from rerank_plugins import Reranker
+from rerank_plugins.cli._app import app
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
 from rerank_plugins.testing import FakeBackend
-from rerank_plugins.training import Group, Pair, fit, mine, read_triples, train
+from rerank_plugins.training import (
+    Group,
+    Pair,
+    RetrieverSettings,
+    TrainedModel,
+    TrainingConfig,
+    TrainingResult,
+    TrainSettings,
+    fit,
+    mine,
+    read_triples,
+    train,
+    train_retriever,
+)
 from rerank_plugins.training import _api as api
 from rerank_plugins.training import _teacher as teacher_module
-from rerank_plugins.training._card import command, model_card, public_name
+from rerank_plugins.training._card import command, model_card, named, public_name
 from rerank_plugins.training._data import is_held_out, read_data
-from rerank_plugins.training._loop import TrainingResult, _loss
+from rerank_plugins.training._loop import _loss
 from rerank_plugins.training._negatives import mined_groups
+from rerank_plugins.training._settings import options
 from rerank_plugins.training._teacher import (
     Teacher,
     as_reranker,
@@ -171,15 +189,16 @@ def test_settings_that_cannot_work_are_refused_first(tmp_path: Path, settings: d
 
 @pytest.mark.parametrize("loss", ["listwise", "binary", "mix"])
 def test_losses_are_what_their_names_say(loss: str) -> None:
-    groups = [Group("q", ("a", "b"), (0.75, 0.25), (0.9, 0.3)), Group("r", ("c",), (1.0,), (1.0,), judged=False)]
+    groups = [Group("q", ("a", "b"), (0.75, 0.25), (0.9, 0.3)), Group("r", ("c",), (1.0,), (0.6,))]
     logits = torch.tensor([0.5, -1.0, 2.0], requires_grad=True)
 
     found = _loss(torch, lambda queries, texts: logits, groups, config(loss=loss), "cpu")  # type: ignore[arg-type]
 
     total = math.exp(0.5) + math.exp(-1.0)
     listwise = -(0.75 * math.log(math.exp(0.5) / total) + 0.25 * math.log(math.exp(-1.0) / total)) / 2
-    shares = [1 / (1 + math.exp(-value)) for value in (0.5, -1.0)]
-    binary = -sum(g * math.log(p) + (1 - g) * math.log(1 - p) for g, p in zip((0.9, 0.3), shares, strict=True)) / 2
+    shares = [1 / (1 + math.exp(-value)) for value in (0.5, -1.0, 2.0)]
+    gains = (0.9, 0.3, 0.6)
+    binary = -sum(g * math.log(p) + (1 - g) * math.log(1 - p) for g, p in zip(gains, shares, strict=True)) / 2
     expected = {"listwise": listwise, "binary": binary, "mix": listwise + 0.1 * binary}[loss]
     assert found.item() == pytest.approx(expected, abs=1e-6)
     found.backward()
@@ -194,9 +213,9 @@ def test_each_loss_learns(tmp_path: Path) -> None:
             config(steps=40, loss=loss, checkpoint_s=99.0),
             tmp_path / loss,
         )
-        assert result.best > result.measures[0] + 0.1
+        assert max(result.measures) > result.measures[0] + 0.1
     with pytest.raises(ConfigurationError, match="nothing to train on"):
-        fit(tiny_model(), [Group("q", ("a", "b"), (1, 0), (1, 0), judged=False)], [], config(loss="binary"), tmp_path)
+        fit(tiny_model(), [], [], config(), tmp_path)
 
 
 # --- early stopping ---
@@ -366,39 +385,69 @@ def test_the_card_says_what_was_done_and_measured(tmp_path: Path) -> None:
 
 
 def test_the_card_hides_nothing() -> None:
-    result = TrainingResult(3, 24, 200.0, (0.9, 0.8), 0.9, {"a": 0.85, "b": 0.95}, True)
-    groups = [Group("q", ("a", "b"), (1, 0), (1, 0), kind) for kind in ("squad", "squad", "nq")]
-    shared: dict[str, Any] = {
-        "recipe": "r", "config": config(), "sources": (), "licences": (), "groups": groups, "ece": (None, None),
-        "conversion": None, "result": result,
-    }  # fmt: skip
+    result = TrainingResult(3, 24, 200.0, (0.9, 0.8), 0.9, True)
 
-    card = model_card("name", trunk=None, dev=groups, **shared)
+    card = model_card(TrainedModel(Path("name"), result, held_out=3), TrainSettings(steps=3), (), ())
 
     assert "base_model" not in card
     assert "fine-tuned from rerank-plugins' rerank-plugins/minilm-l6" in card
     assert "did not improve" in card
-    assert "| a | 0.8500 |" in card
-    assert "| squad | 2 |" in card
+    assert "3 held-out queries are few" in card
     assert "3 min 20 s of training, stopped early by patience" in card
     assert "onnx" not in card
-    assert "nothing was measured" in model_card("name", trunk="some/model", dev=[], **shared)
+    unmeasured = TrainedModel(Path("name"), TrainingResult(3, 24, 200.0, (), None))
+    card = model_card(unmeasured, TrainSettings(trunk="some/model", steps=3), (), ())
+    assert "nothing was measured" in card
+    assert "base_model: some/model" in card
 
 
 def test_the_command_can_be_pasted(tmp_path: Path) -> None:
-    options = {
-        "--a": None,
-        "--b": False,
-        "--c": True,
-        "--license": ("CC BY 4.0", "MIT"),
-        "--filter": Path(tiny("bert")),
-    }
+    settings = TrainSettings(
+        minutes=2.5, filter=Path(tiny("bert")), teacher=Reranker(), export=False, licences=["CC BY 4.0", "MIT"],
+        device="cpu", overwrite=True,
+    )  # fmt: skip
+    made = command("train", [tmp_path / "my data.jsonl"], tmp_path / "out", options(named(settings)))
 
-    assert command([tmp_path / "my data.jsonl"], tmp_path / "out", options) == (
-        "rerank-plugins train 'my data.jsonl' --out out --c --license 'CC BY 4.0' --license MIT --filter bert"
-    )
+    assert made.startswith("rerank-plugins train 'my data.jsonl' --out out --minutes 2.5 --seed 0 ")
+    assert f"--filter bert --loss mix --teacher {Reranker().model_name} --teacher-share 0.4 " in made
+    assert made.endswith("--evaluations 4 --license 'CC BY 4.0' --license MIT --no-export")
+    assert "mine" not in made.replace("minilm", "")
+    values = {"--a": None, "--b": False, "--c": True, "--d": 0}
+    assert command("mine", ["x"], tmp_path, values) == f"rerank-plugins mine x --out {tmp_path.name} --c --d 0"
     assert public_name(Reranker()) == Reranker().model_name
     assert public_name("some/model") == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "settings"),
+    [("train", train, TrainSettings), ("train-retriever", train_retriever, RetrieverSettings)],
+)
+def test_each_keyword_is_held_once(name: str, function: Any, settings: Any) -> None:
+    keywords = {keyword.name: keyword for keyword in fields(settings)}
+    _, _, *given = inspect.signature(function).parameters.values()
+    assert [(p.name, p.default, p.kind) for p in given] == [
+        (keyword.name, keyword.default, inspect.Parameter.KEYWORD_ONLY) for keyword in keywords.values()
+    ]
+    for keyword in keywords.values():
+        assert f"        {keyword.name}: {keyword.metadata['doc']}" in function.__doc__
+    command = typer.main.get_command(app).commands[name]
+    told = {option.name: option for option in command.params if option.name not in {"data", "triples", "out"}}
+    assert told.keys() == keywords.keys() - {"progress"}
+    for option in told.values():
+        default = keywords[option.name].default
+        assert option.default == (default if default != () else []), option.name
+        assert option.help == keywords[option.name].metadata["help"]
+    with pytest.raises(TypeError, match="no_such"):
+        function("data", "out", no_such=1)
+
+
+def test_the_settings_of_the_loop_are_those_of_train() -> None:
+    given = TrainSettings(steps=3, seed=7, learning_rate=1e-4, max_length=99, loss="binary", evaluations=2, patience=1)
+    assert given.loop() == TrainingConfig(
+        steps=3, seed=7, learning_rate=1e-4, max_length=99, loss="binary", evaluations=2, patience=1
+    )
+    assert (TrainSettings(steps=1, negatives_below=0.3).below, TrainSettings(steps=1).below) == (0.3, 0.5)
+    assert [TrainSettings(steps=1, filter=name).filtered for name in (None, "some/model")] == [False, True]
 
 
 # --- mine ---

@@ -7,20 +7,14 @@ from typing import Annotated
 
 import typer
 
-from rerank_plugins.cli._options import Overwrite
+from rerank_plugins.cli._options import JudgedData, Overwrite
 from rerank_plugins.cli._screen import echo
 
 __all__ = ["mine"]
 
 
 def mine(
-    data: Annotated[
-        list[Path],
-        typer.Argument(
-            help='Files of JSON lines {"query", "passage", "label"} or {"query", "positive", "negative"}, folders with '
-            "pairs.jsonl, or BEIR folders."
-        ),
-    ],
+    data: JudgedData,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of triples, JSON lines; .gz compresses it.")],
     encoder: Annotated[
         str | None,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+
+from rerank_plugins.training._settings import flags_of
 
 Model = Annotated[
     str | None,
@@ -27,6 +33,13 @@ Label = Annotated[
     str | None,
     typer.Option(help="Class to rank by, a name or a column, where a model has several: entailment."),
 ]
+JudgedData = Annotated[
+    list[Path],
+    typer.Argument(
+        help='Files of JSON lines {"query", "passage", "label"} or {"query", "positive", "negative"}, folders with '
+        "pairs.jsonl, or BEIR folders."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else there.")]
 
@@ -34,3 +47,41 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard outpu
 def class_label(label: str | None) -> str | int | None:
     """The label as `Reranker` takes it: digits are a column."""
     return int(label) if label is not None and label.isdecimal() else label
+
+
+def takes_options(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, in the place of ``**chosen``, an option for each keyword of some settings of training."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [given for given in signature.parameters.values() if given.kind is not inspect.Parameter.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, default, annotation in _options(settings)
+        ]
+        whole = signature.replace(parameters=[*own, *options])
+        command.__signature__ = whole  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _options(settings: type[Any]) -> list[tuple[str, Any, Any]]:
+    """Name, default and annotation of each option."""
+    hints = get_type_hints(settings)
+    found = []
+    for keyword in fields(settings):
+        if keyword.metadata["help"] is None:
+            continue
+        hint, default = hints[keyword.name], keyword.default
+        if str in get_args(hint):
+            # Of a model, its name.
+            hint = str | None
+        elif get_origin(hint) is Sequence:
+            hint, default = list[str], list(default)
+        told = default is not None and default is not False and default != []
+        option = typer.Option(
+            *flags_of(keyword), help=keyword.metadata["help"], min=keyword.metadata["least"], show_default=told
+        )
+        found.append((keyword.name, default, Annotated[hint, option]))
+    return found

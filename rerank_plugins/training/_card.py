@@ -181,10 +181,9 @@ def _card(
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [
-        [" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in [columns, ["---"] * len(columns), *rows]
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    lines = [columns, ["---"] * len(columns), *rows]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _quality(trained: TrainedModel) -> list[str]:
@@ -228,17 +227,10 @@ def _retriever_quality(measures: Mapping[str, tuple[float, float]], ranked: int,
 
 def _sources(rows: str, sources: Sequence[DataSource], licences: Sequence[str]) -> str:
     licences = [*licences, *[NOT_STATED] * (len(sources) - len(licences))]
-    found = [
-        [
-            source.name,
-            str(source.rows),
-            str(source.queries),
-            str(source.passages or "none"),
-            source.sha256[:12],
-            licence,
-        ]
-        for source, licence in zip(sources, licences, strict=True)
-    ]
+    found = []
+    for source, licence in zip(sources, licences, strict=True):
+        counts = [str(source.rows), str(source.queries), str(source.passages or "none")]
+        found.append([source.name, *counts, source.sha256[:12], licence])
     return _table(["data", rows, "queries", "corpus", "sha256", "licence"], found)
 
 

@@ -31,7 +31,7 @@ def torch_device(device: str | None) -> str:
 
 
 def native_bf16(device: str) -> bool:
-    """Whether a torch device multiplies bfloat16 faster than float32: natively. Emulated, it is several times slower."""
+    """Whether a torch device multiplies bfloat16 faster than float32. Emulated, it is several times slower."""
     torch: Any = import_extra("torch", "train")
     kind = device.split(":")[0]
     if kind == "cuda":

@@ -4,6 +4,7 @@ The signatures of `train` and `train_retriever`, their commands, the command on 
 one interrupted run from another derive from them.
 """
 
+# ruff: noqa: RUF009 - fields of a frozen dataclass carry their documentation.
 from __future__ import annotations
 
 import inspect
@@ -114,7 +115,7 @@ class TrainingConfig:
     """The settings of the training loop, `fit`, checked.
 
     Raises:
-        ConfigurationError: One cannot work.
+        ConfigurationError: A setting that cannot work.
     """
 
     minutes: float | None = setting(
@@ -185,7 +186,7 @@ class TrainSettings:
     """The keywords of `train`, checked.
 
     Raises:
-        ConfigurationError: One cannot work, whatever the data.
+        ConfigurationError: A keyword that cannot work, whatever the data.
     """
 
     trunk: str | os.PathLike[str] | None = setting(
@@ -304,7 +305,7 @@ class RetrieverSettings:
     """The keywords of `train_retriever`, checked.
 
     Raises:
-        ConfigurationError: One cannot work, whatever the data.
+        ConfigurationError: A keyword that cannot work, whatever the data.
     """
 
     model: str | os.PathLike[str] | None = setting(
