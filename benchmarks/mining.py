@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from rerank_plugins.training._warm_start import from_graph
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
 from rerank_plugins._minilm import minilm_directory
-from rerank_plugins.models import bundled_directory
 from rerank_plugins.training import mine
+from rerank_plugins.training._bundled import bundled_checkpoint
 from rerank_plugins.training._data import answered, read_pairs
 
 NEGATIVES = 4
@@ -64,7 +63,7 @@ def main() -> None:
             (work / f"{name}.jsonl").write_text("".join(lines))
         judged = "".join(f"{number}\t{place[text]}\t1\n" for number, _, text in relevant)
         (work / "qrels.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
-        cross_encoder: Any = from_graph(bundled_directory() / "model.onnx")
+        cross_encoder: Any = CrossEncoder(str(bundled_checkpoint()), device="cpu")
         cross_encoder.save_pretrained(str(work / "model"), create_model_card=False)
         predict = cross_encoder.predict
 
