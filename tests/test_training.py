@@ -20,6 +20,7 @@ from rerank_plugins import Reranker
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins._printable import parse_json
 from rerank_plugins.calibration import Calibration
+from rerank_plugins.conversion import convert
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
 from rerank_plugins.training import (
     Group,
@@ -31,6 +32,7 @@ from rerank_plugins.training import (
 )
 from rerank_plugins.training import _api as api
 from rerank_plugins.training import _loop as loop
+from rerank_plugins.training._bundled import float_weights
 from rerank_plugins.training._data import (
     evaluation_groups,
     groups_from_pairs,
@@ -471,6 +473,18 @@ def test_the_bundled_model_can_be_trained_further(tmp_path: Path) -> None:
     trained = train(data, tmp_path / "mine", steps=1, mine=False, export=False)
     assert "base_model" not in (trained.path / "README.md").read_text()
     assert Reranker(trained.path, backend="torch").rank("what of paris", ["the bamboo", "the capital"]).items
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_the_weights_of_an_int8_graph_are_read_back(family: str, tmp_path: Path) -> None:
+    convert(tiny(family), tmp_path / "graph", int8=True)
+    found = float_weights(tmp_path / "graph" / "model.onnx")
+    expected = load_file(Path(tiny(family)) / "model.safetensors")
+
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        # A weight is rounded to one of 255 steps between the smallest and the largest of its channel.
+        np.testing.assert_allclose(found[name], values, atol=float(values.abs().max()) / 100, err_msg=name)
 
 
 def test_an_encoder_gets_a_fresh_head_and_mines(tmp_path: Path) -> None:

@@ -435,7 +435,7 @@ def test_each_keyword_is_held_once(name: str, function: Any, settings: Any) -> N
     assert told.keys() == keywords.keys() - {"progress"}
     for option in told.values():
         default = keywords[option.name].default
-        assert option.default == (default if default != () else []), option.name
+        assert option.default == ([] if default == () else default), option.name
         assert option.help == keywords[option.name].metadata["help"]
     with pytest.raises(TypeError, match="no_such"):
         function("data", "out", no_such=1)

@@ -73,12 +73,13 @@ def _options(settings: type[Any]) -> list[tuple[str, Any, Any]]:
     for keyword in fields(settings):
         if keyword.metadata["help"] is None:
             continue
-        hint, default = hints[keyword.name], keyword.default
-        if str in get_args(hint):
+        hint: Any = hints[keyword.name]
+        default: Any = keyword.default
+        if get_origin(hint) is Sequence:
+            hint, default = list[str], list(default)
+        elif str in get_args(hint):
             # Of a model, its name.
             hint = str | None
-        elif get_origin(hint) is Sequence:
-            hint, default = list[str], list(default)
         told = default is not None and default is not False and default != []
         option = typer.Option(
             *flags_of(keyword), help=keyword.metadata["help"], min=keyword.metadata["least"], show_default=told

@@ -84,9 +84,15 @@ def float_weights(graph: Path) -> dict[str, Floats]:
 class _Weights:
     def __init__(self, graph: Path) -> None:
         model = graph_file.read(graph)
-        self.nodes = list(model.graph.node)
-        self.made_by = {output: node for node in self.nodes for output in node.output}
         self.stored = {item.name: graph_file.array(item, graph.parent) for item in model.graph.initializer}
+        self.nodes = []
+        for node in model.graph.node:
+            # The exporter stores equal weights, such as biases of zeros, once.
+            if node.op_type == "Identity" and node.input[0] in self.stored:
+                self.stored[node.output[0]] = self.stored[node.input[0]]
+            else:
+                self.nodes.append(node)
+        self.made_by = {output: node for node in self.nodes for output in node.output}
 
     def all(self) -> dict[str, Floats]:
         found: dict[str, Floats] = {}
@@ -100,11 +106,12 @@ class _Weights:
                     matrix = self._linear(node, bias)
                     found[weight.removeprefix(_PREFIX)] = np.ascontiguousarray(matrix.T, dtype=np.float32)
             if node.op_type == "Mul" and "_embeddings/Gather" in node.output[0]:
-                module = node.output[0].split("/")[-2]
+                # /parts.0/bert/embeddings/word_embeddings/Gather_output_0
+                module = ".".join(node.output[0].split("/")[2:-1])
                 rows, steps = (self.made_by[name] for name in node.input)
                 rows = self.made_by[rows.input[0]] if rows.op_type == "Cast" else rows
                 table = self._value(rows.input[0]).astype(np.float32) * self._value(steps.input[0])
-                found[f"bert.embeddings.{module}.weight"] = np.ascontiguousarray(table, dtype=np.float32)
+                found[f"{module}.weight"] = np.ascontiguousarray(table, dtype=np.float32)
         return found
 
     def _value(self, name: str) -> NDArray[Any]:

@@ -34,11 +34,12 @@ def public_name(model: str | os.PathLike[str] | Reranker) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def named(settings: TrainSettings | RetrieverSettings) -> Any:
+def named(settings: TrainSettings | RetrieverSettings) -> TrainSettings | RetrieverSettings:
     """The settings with models by their public names."""
-    names = {"trunk", "filter"} if isinstance(settings, TrainSettings) else {"model"}
-    given = {name: getattr(settings, name) for name in (*names, "teacher")}
-    return replace(settings, **{name: None if model is None else public_name(model) for name, model in given.items()})
+    models = ("trunk", "filter", "teacher") if isinstance(settings, TrainSettings) else ("model", "teacher")
+    given = {name: getattr(settings, name) for name in models}
+    names: dict[str, Any] = {name: public_name(model) for name, model in given.items() if model is not None}
+    return replace(settings, **names)
 
 
 def command(name: str, data: Sequence[str | os.PathLike[str]], out: Path, values: Mapping[str, Any]) -> str:
@@ -75,7 +76,8 @@ def model_card(
     bundled = trunk in (None, BUNDLED)
     base = f"rerank-plugins' {models.BUNDLED_NAME}" if bundled else public_name(str(trunk))
     loop = ", ".join(f"{key} {value}" for key, value in asdict(settings.loop()).items() if key != "device")
-    stated = [*settings.licences, *settings.licences[:1] * (len(sources) - len(settings.licences))]
+    stated = list(settings.licences)
+    stated += stated[:1] * (len(sources) - len(stated))
     two_formats = []
     if conversion is not None:
         two_formats = [
