@@ -228,7 +228,7 @@ def _cause(links: Sequence[BaseException]) -> tuple[str, str]:
             )
         if status is not None:
             return f"the Hub answered with status {status} ({short})", ""
-        if _is(link, "TimeoutException"):
+        if _is(link, "TimeoutException", "RemoteProtocolError", "ReadError", "WriteError", "ConnectionResetError"):
             return f"the connection to the Hub broke off ({short})", "Try again"
         if isinstance(link, ValueError) and _is(link, "JSONDecodeError", "ValidationError"):
             return (
