@@ -128,7 +128,8 @@ def _snapshot(model: str, revision: str | None, names: list[str] | None) -> Path
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
     if names is None:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+        # Asked for no file in particular: some versions refuse a copy that lacks any that they were asked for.
+        return Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=[]))
     # A pattern is what fnmatch takes, and a name may have brackets.
     allow = [re.sub(r"([\[*?])", r"[\1]", name) for name in names]
     return Path(snapshot_download(model, revision=revision, allow_patterns=allow, tqdm_class=Silent))
