@@ -204,15 +204,9 @@ def _cause(links: Sequence[BaseException]) -> tuple[str, str]:
             return f"the proxy refuses ({short})", "Check HTTPS_PROXY and NO_PROXY, or fetch it elsewhere"
         if isinstance(link, ImportError):
             return f"a package is missing ({short})", "Install it (for a SOCKS proxy: pip install socksio), then"
-        if isinstance(link, PermissionError) or getattr(link, "errno", None) in (
-            errno.ENOSPC,
-            errno.EROFS,
-            errno.EDQUOT,
-        ):
-            return (
-                f"the Hub's cache cannot be written ({short})",
-                "Set HF_HOME to a directory that you may write to, then",
-            )
+        barred = isinstance(link, PermissionError | NotADirectoryError | FileExistsError)
+        if barred or getattr(link, "errno", None) in _NO_WRITING:
+            return f"the Hub's cache cannot be written ({short})", "Set HF_HOME to a directory that can be, then"
         if isinstance(link, RuntimeError) and "home" in str(link).lower():
             return f"there is no home directory ({short})", "Set HF_HOME to a directory, then"
         if status == 401:
@@ -228,7 +222,7 @@ def _cause(links: Sequence[BaseException]) -> tuple[str, str]:
             )
         if status is not None:
             return f"the Hub answered with status {status} ({short})", ""
-        if _is(link, "TimeoutException"):
+        if _is(link, "TimeoutException", "RemoteProtocolError", "ReadError", "WriteError", "ConnectionResetError"):
             return f"the connection to the Hub broke off ({short})", "Try again"
         if isinstance(link, ValueError) and _is(link, "JSONDecodeError", "ValidationError"):
             return (
