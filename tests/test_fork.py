@@ -18,14 +18,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 
 ENGINES = ("onnx", "openvino", "torch")
 
-WAIT = 40
+WAIT = 100
 """Seconds after which a child hangs."""
 
 BEGINNING = f"""
 import json, os, sys, threading, time
 from rerank_plugins import Reranker, _fork
 
-WAIT = {WAIT}
+WAIT = 100
 QUERY, TEXTS, model, engine = json.loads(sys.stdin.read())
 
 def new():
