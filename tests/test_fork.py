@@ -25,7 +25,7 @@ BEGINNING = f"""
 import json, os, sys, threading, time
 from rerank_plugins import Reranker, _fork
 
-WAIT = 100
+WAIT = {WAIT}
 QUERY, TEXTS, model, engine = json.loads(sys.stdin.read())
 
 def new():
