@@ -102,20 +102,20 @@ class PerProcess(Generic[T]):
         _register()
         _living.add(self)
 
-    def get(self, make: Callable[[], T]) -> T:
-        """The object of this process.
+    @contextlib.contextmanager
+    def use(self, make: Callable[[], T]) -> Iterator[T]:
+        """The object of this process; a fork waits for who uses it.
 
         Args:
             make: Makes it at the first use, and at the first use in a forked child. Everything that holds the native
                 object must be reachable from what it returns alone.
         """
-        made = self._made
-        if made is None:
-            with fork_waits(), self._lock:
-                if self._made is None:
-                    self._made = make()
-                made = self._made
-        return made
+        with fork_waits():
+            if self._made is None:
+                with self._lock:
+                    if self._made is None:
+                        self._made = make()
+            yield self._made
 
     def _leave_to_the_parent(self) -> None:
         if self._made is not None:
@@ -131,16 +131,18 @@ def with_a_team(call: Callable[[], T]) -> T:
     """Call a function that uses OpenMP, in a thread whose team of threads is there.
 
     GNU's OpenMP keeps a team for each thread that has used it. In a child, the one of the thread that forked has no
-    threads any more, and would be waited for without end.
+    threads any more, and would be waited for without end. A fork waits for the call.
     """
     if threading.get_ident() != _state.forked_thread:
-        return call()
+        with fork_waits():
+            return call()
 
     def inside() -> T:
         with fork_waits(joins=True):
             return call()
 
-    return _other_thread().submit(inside).result()
+    with fork_waits():
+        return _other_thread().submit(inside).result()
 
 
 @functools.cache

@@ -294,6 +294,10 @@ class Settings:
         defaults = {option.name: option.default for option in fields(self)}
         return {name: value for name, value in self.keywords().items() if value != defaults[name]}
 
+    def __repr__(self) -> str:
+        # A store's own repr may have the address it is connected to.
+        return without_passwords(f"Settings({', '.join(f'{key}={value!r}' for key, value in self.changed().items())})")
+
     def for_loading(self) -> Settings:
         """These settings with only what decides which weights are loaded: equal ones can share a loaded copy.
 

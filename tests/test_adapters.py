@@ -17,8 +17,9 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from llama_index.core.schema import MediaResource, NodeWithScore, TextNode
 
-from rerank_plugins import Candidate, Reranker, backends
+from rerank_plugins import Candidate, Reranker
 from rerank_plugins._adapters import copied, heading, number, value_text
+from rerank_plugins.backends import load as loading
 from rerank_plugins.errors import ConfigurationError, InputError, QueryError
 from rerank_plugins.langchain import CrossEncoderRerank, CrossEncoderScorer, RerankRetriever, create_rerank_tool
 from rerank_plugins.llama_index import CrossEncoderRerank as NodeRerank
@@ -289,8 +290,8 @@ def test_copies_keep_what_they_have_loaded(monkeypatch: pytest.MonkeyPatch) -> N
     # Agents of other tests are cycles, which hold their models until then.
     gc.collect()
     loaded: list[Any] = []
-    load = backends._load
-    monkeypatch.setattr(backends, "_load", lambda settings: loaded.append(settings) or load(settings))
+    load = loading._load
+    monkeypatch.setattr(loading, "_load", lambda settings: loaded.append(settings) or load(settings))
     retriever = RerankRetriever(retriever=Few(), model=tiny("bert"), backend="torch").configurable_fields(
         top_n=ConfigurableField(id="top_n"), max_length=ConfigurableField(id="length")
     )

@@ -81,7 +81,8 @@ def test_no_password_is_shown() -> None:
             raise OSError("no connection to redis://bob:secret@host:6379/0")
 
     reranker = Reranker(fake(), cache=Store())
-    assert "secret" not in repr(reranker)
+    assert "secret" not in repr(reranker) + repr(reranker.settings)
+    assert "host:6379" in repr(reranker.settings)
     with pytest.warns(RuntimeWarning, match="cannot be read") as told:
         reranker.logits("red fox", TEXTS)
     assert "secret" not in str(told[0].message)

@@ -81,16 +81,16 @@ def test_threads_with_different_maximum_lengths_do_not_disturb_each_other() -> N
 
 
 def test_many_threads_load_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import rerank_plugins.backends as backends
+    from rerank_plugins.backends import load as loading
 
     loads = []
-    real = backends._load
+    real = loading._load
 
     def counting(spec):  # type: ignore[no-untyped-def]
         loads.append(spec)
         return real(spec)
 
-    monkeypatch.setattr(backends, "_load", counting)
+    monkeypatch.setattr(loading, "_load", counting)
     rerankers = [Reranker(tiny("electra"), device="cpu", precision="fp32") for _ in range(16)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda r: r.prepare(), rerankers))

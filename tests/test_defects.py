@@ -100,11 +100,11 @@ def test_remote_code_is_off_unless_asked() -> None:
 
 
 def test_the_model_is_loaded_once_for_all_calls_and_instances(monkeypatch: pytest.MonkeyPatch) -> None:
-    import rerank_plugins.backends as backends
+    from rerank_plugins.backends import load as loading
 
     loads: list[object] = []
-    real = backends._load
-    monkeypatch.setattr(backends, "_load", lambda spec: loads.append(spec) or real(spec))
+    real = loading._load
+    monkeypatch.setattr(loading, "_load", lambda spec: loads.append(spec) or real(spec))
     rerankers = [Reranker(tiny("xlm-roberta"), device="cpu", max_length=length) for length in (None, 64, 64)]
     for reranker in rerankers * 3:
         reranker.rank("q", ["a", "b"])

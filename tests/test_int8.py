@@ -281,6 +281,24 @@ def test_tables_are_stored_as_integers(engine: str, tmp_path: Path, weights: np.
     assert len(content) < 1.3 * (table.size + weights.size)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_branches_keep_what_they_read(engine: str, tmp_path: Path, values: np.ndarray, weights: np.ndarray) -> None:
+    result = helper.make_tensor_value_info("kept", onnx.TensorProto.FLOAT, [None, N_OUT])
+    branches = [
+        helper.make_graph([helper.make_node(kind, ["inner", "bias"], ["kept"])], kind, [], [result])
+        for kind in ("Add", "Sub")
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["values", "weights"], ["inner"]),
+        helper.make_node("If", ["yes"], ["product"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    bias = np.full(N_OUT, 3, np.float32)
+    graph = save(tmp_path / "model.onnx", nodes, {"weights": weights, "bias": bias, "yes": np.array(True)})
+    found = run(engine, _int8.quantised(graph, [{"values": values}]), {"values": values})
+    exact = values @ weights + bias
+    assert 1e-4 < np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)) < 0.02
+
+
 # Refusals.
 
 

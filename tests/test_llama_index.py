@@ -48,7 +48,8 @@ from llama_index.core.schema import (
 )
 from llama_index.vector_stores.faiss import FaissVectorStore
 
-from rerank_plugins import Reranker, backends
+from rerank_plugins import Reranker
+from rerank_plugins.backends import load as loading
 from rerank_plugins.errors import ConfigurationError, InputError, MissingDependencyError, ScoringError
 from rerank_plugins.llama_index import CrossEncoderRerank, create_rerank_tool
 from rerank_plugins.testing import FakeBackend
@@ -158,13 +159,13 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     # Agents of other tests are cycles, which hold their models until then.
     gc.collect()
     seen: list[Any] = []
-    load = backends._load
+    load = loading._load
 
     def counting(spec: Any) -> Any:
         seen.append(spec)
         return load(spec)
 
-    monkeypatch.setattr(backends, "_load", counting)
+    monkeypatch.setattr(loading, "_load", counting)
     return seen
 
 

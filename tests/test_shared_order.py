@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from rerank_plugins import Reranker, backends
+from rerank_plugins import Reranker
 from rerank_plugins import langchain as lc
 from rerank_plugins import llama_index as li
+from rerank_plugins.backends import load as loading
 from rerank_plugins.testing import FakeBackend
 
 MIXED = [*TEXTS, " ", TEXTS[0], TEXTS[2], "", "x"]
@@ -52,13 +53,13 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The model specs that were really loaded, from none."""
     gc.collect()
     seen: list[Any] = []
-    load = backends._load
+    load = loading._load
 
     def counting(spec: Any) -> Any:
         seen.append(spec)
         return load(spec)
 
-    monkeypatch.setattr(backends, "_load", counting)
+    monkeypatch.setattr(loading, "_load", counting)
     return seen
 
 

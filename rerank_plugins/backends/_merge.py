@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from rerank_plugins._cancellation import Cancelled, cancellation
 from rerank_plugins._deadline import DeadlineExceeded, remaining_s
-from rerank_plugins._fork import fork_waits
 from rerank_plugins.backends._pairs import EncodedPair
 from rerank_plugins.batching import BatchCost, Waiting, next_batch
 from rerank_plugins.errors import ScoringError
@@ -137,8 +136,7 @@ class SharedBatches:
     def _run(self, parts: list[tuple[_Call, slice]]) -> None:
         pairs = [call.pairs[i] for call, part in parts for i in call.waiting.positions[part]]
         try:
-            with fork_waits():
-                logits = parts[0][0].run(pairs)
+            logits = parts[0][0].run(pairs)
             if logits.ndim != 2 or len(logits) != len(pairs):
                 raise ScoringError(
                     f"forward must return shape ({len(pairs)}, n_labels) for {len(pairs)} pairs; it returned "

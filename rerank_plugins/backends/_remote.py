@@ -24,7 +24,7 @@ from rerank_plugins._cancellation import Cancelled, cancellation
 from rerank_plugins._deadline import DeadlineExceeded, remaining_s
 from rerank_plugins._texts import scorable
 from rerank_plugins.backends.base import Backend, Pair, PairLogits
-from rerank_plugins.errors import ConfigurationError, InputError, ServerError, ServerTimeout
+from rerank_plugins.errors import ConfigurationError, QueryError, ServerError, ServerTimeout
 
 __all__ = [
     "Deadline",
@@ -310,7 +310,7 @@ class RemoteBackend(Backend):
             ServerError: The server failed or answered wrongly.
             ServerTimeout: It did not answer within `timeout_s`.
             DeadlineExceeded: It did not answer when the caller wants its ranking.
-            InputError: A query is longer than what the server takes.
+            QueryError: A query is longer than what the server takes.
             ConfigurationError: The key that was named is not there.
         """
         scores = np.empty((len(pairs), 1), dtype=np.float32)
@@ -348,7 +348,7 @@ class RemoteBackend(Backend):
         request = _Request(query, [], [])
         room = limits.body_bytes - self._overhead(query) if limits.body_bytes is not None else None
         if room is not None and room < self._text_overhead(query) + 1024:
-            raise InputError(
+            raise QueryError(
                 f"{self.address} takes requests of {limits.body_bytes:,} bytes, and the query leaves no room for a "
                 "text in them. Shorten the query."
             )

@@ -76,13 +76,14 @@ class OnnxBackend(GraphBackend):
         super().__init__(checkpoint, graph, precision)
         self._open = functools.partial(_open, graph, self.calibration(), threads, checkpoint.name)
         self._opened: PerProcess[tuple[Any, str]] = PerProcess()
-        _, self.made = self._opened.get(self._open)
+        with self._opened.use(self._open) as (_, made):
+            self.made = made
         self.try_out()
 
     def run(self, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""
-        session, _ = self._opened.get(self._open)
-        (logits,) = session.run([self.output], feeds)
+        with self._opened.use(self._open) as (session, _):
+            (logits,) = session.run([self.output], feeds)
         return np.asarray(logits)
 
 

@@ -99,21 +99,22 @@ class OpenVinoBackend(GraphBackend):
             _open, graph, self.calibration(), precision=precision, threads=threads, model=checkpoint.name
         )
         self._opened: PerProcess[tuple[Any, queue.SimpleQueue[Any], str]] = PerProcess()
-        compiled, _, self.made = self._opened.get(self._open)
-        named = (self.output in value.get_names() for value in compiled.outputs)
-        self._position = next((i for i, found in enumerate(named) if found), 0)
+        with self._opened.use(self._open) as (compiled, _, made):
+            self.made = made
+            named = (self.output in value.get_names() for value in compiled.outputs)
+            self._position = next((i for i, found in enumerate(named) if found), 0)
         self.try_out()
 
     def run(self, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The logits of one batch, as the graph gives them."""
-        compiled, idle, _ = self._opened.get(self._open)
-        try:
-            request = idle.get_nowait()
-        except queue.Empty:
-            request = compiled.create_infer_request()
-        result = request.infer(feeds, share_inputs=True)
-        logits = np.array(result[self._position], dtype=np.float32)
-        idle.put(request)
+        with self._opened.use(self._open) as (compiled, idle, _):
+            try:
+                request = idle.get_nowait()
+            except queue.Empty:
+                request = compiled.create_infer_request()
+            result = request.infer(feeds, share_inputs=True)
+            logits = np.array(result[self._position], dtype=np.float32)
+            idle.put(request)
         return logits
 
 

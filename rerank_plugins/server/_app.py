@@ -21,7 +21,6 @@ from starlette.routing import Route
 
 import rerank_plugins
 from rerank_plugins._threads import in_thread
-from rerank_plugins.backends.http import is_url, shown_url
 from rerank_plugins.errors import ConfigurationError, InputError, ScoringError, ServerError
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.server._body import Bodies
@@ -324,7 +323,5 @@ def _error(shape: Shape, refused: Refused, headers: Any = None) -> Response:
 
 
 def _public_name(name: str) -> str:
-    if is_url(name):
-        return shown_url(name)
     # Not the machine's directories.
     return Path(name).name if Path(name).is_dir() else name

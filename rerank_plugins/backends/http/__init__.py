@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from rerank_plugins.backends.http._backend import HttpBackend
-from rerank_plugins.backends.http._from_url import from_url, is_url, shown_url
+from rerank_plugins.backends.http._from_url import from_url
 
-__all__ = ["HttpBackend", "from_url", "is_url", "shown_url"]
+__all__ = ["HttpBackend", "from_url"]

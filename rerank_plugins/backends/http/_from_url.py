@@ -11,23 +11,12 @@ from rerank_plugins.backends.http._backend import HttpBackend
 from rerank_plugins.backends.http.dialects import DIALECTS
 from rerank_plugins.errors import ConfigurationError
 
-__all__ = ["from_url", "is_url", "shown_url"]
+__all__ = ["from_url"]
 
 _OPTIONS: dict[str, Callable[[str], Any]] = {"dialect": str, "model": str, "api_key_env": str, "timeout_s": float}
 """What the query of a URL may say; the rest of it is the server's."""
 _OWNERS = {"vllm": "vllm", "infinity": "infinity", "llamacpp": "tei"}
 """Dialect of a server by what its list of models gives as the owner."""
-
-
-def is_url(model: str) -> bool:
-    """Whether the name of a model is the address of a server."""
-    return model.strip().lower().startswith(("http://", "https://"))
-
-
-def shown_url(url: str) -> str:
-    """An address without user and password, for representations, rankings and logs."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def from_url(url: str, **keywords: Any) -> HttpBackend:
@@ -89,8 +78,9 @@ def _asked(url: str, options: dict[str, Any]) -> str:
                 if owner in _OWNERS:
                     return _OWNERS[owner]
     finally:
-        asking.close()
+        if options.get("transport") is None:
+            asking.close()
     raise ConfigurationError(
-        f"{asking.url} does not say what kind of server it is. Name it: {shown_url(url)}?dialect=NAME, one of "
+        f"{asking.url} does not say what kind of server it is. Name it: {parse(url).url}?dialect=NAME, one of "
         f"{', '.join(DIALECTS)}."
     )
