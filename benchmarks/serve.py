@@ -226,7 +226,7 @@ def main() -> None:
         )
     print(
         f"HttpBackend, 20 texts: {added['over_http_ms']:.1f} ms, in the process {added['in_process_ms']:.1f} ms "
-        f"(+{added['added_ms']:.1f} ms, {100 * added['added_ms'] / added['in_process_ms']:+.1f} %)"
+        f"({added['added_ms']:+.1f} ms, {100 * added['added_ms'] / added['in_process_ms']:+.1f} %)"
     )
 
 

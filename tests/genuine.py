@@ -36,7 +36,6 @@ def directory() -> Path:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def reranker(request: pytest.FixtureRequest, directory: Path) -> Reranker:
-    # OpenVINO's own rounding is by another calibration: here the published weights are what counts.
     return Reranker(directory, backend=request.param)
 
 

@@ -481,6 +481,19 @@ def decoy(graph: Path) -> Path:
     return file
 
 
+def four_bits(graph: Path) -> Path:
+    """The decoy with weights of four bits, which stay integers in the graph."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    file = graph.with_suffix(".four-bits.onnx")
+    if not file.exists():
+        quantizer = MatMulNBitsQuantizer(onnx.load(str(decoy(graph))), block_size=16, is_symmetric=True)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(file), False)
+    return file
+
+
 def external(graph: Path, file: Path, weights: str) -> None:
     """The graph with its weights in a file beside it."""
     import onnx

@@ -120,7 +120,7 @@ def xenova_minilm(directory: Path) -> None:
     put(graph, directory / "onnx/model.onnx")
     put(parts.half(graph), directory / "onnx/model_fp16.onnx")
     put(parts.dynamic_int8(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("int8", "quantized", "uint8")))
-    put(parts.decoy(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("bnb4", "q4", "q4f16")))
+    put(parts.four_bits(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("bnb4", "q4", "q4f16")))
 
 
 def monobert(directory: Path) -> None:
@@ -416,7 +416,7 @@ def jina_reranker_v2(directory: Path) -> None:
     put(graph, directory / "onnx/model.onnx")
     put(parts.dynamic_int8(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("int8", "quantized", "uint8")))
     put(parts.half(graph), directory / "onnx/model_fp16.onnx")
-    put(parts.decoy(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("bnb4", "q4")))
+    put(parts.four_bits(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("bnb4", "q4")))
     _card(directory, library_name="transformers", pipeline_tag="text-ranking")
 
 
@@ -490,7 +490,7 @@ def gte_reranker_modernbert(directory: Path) -> None:
     put(graph, directory / "onnx/model.onnx")
     put(parts.dynamic_int8(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("int8", "quantized", "uint8")))
     put(parts.half(graph), directory / "onnx/model_fp16.onnx")
-    put(parts.decoy(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("bnb4", "q4", "q4f16")))
+    put(parts.four_bits(graph), *(directory / f"onnx/model_{kind}.onnx" for kind in ("bnb4", "q4", "q4f16")))
 
 
 def granite_reranker(directory: Path) -> None:

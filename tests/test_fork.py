@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 
 ENGINES = ("onnx", "openvino", "torch")
 
-WAIT = 40
+WAIT = 100
 """Seconds after which a child hangs."""
 
 BEGINNING = f"""

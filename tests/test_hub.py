@@ -68,16 +68,16 @@ def ask(home: Path, endpoint: str, model: str, offline: bool = False, **keywords
 
 def test_a_graph_is_downloaded_without_what_is_not_needed_and_then_works_offline(hub: Hub, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    (backend, scores), stderr = ask(home, hub.url, "test/graph")
+    (backend, scores), stderr = ask(home, hub.url, "test/graph", precision="fp32")
     assert backend == "openvino"
     assert scores == pytest.approx(Reranker(tiny("bert")).logits(QUERY, TEXTS).tolist(), abs=1e-4)
     assert hub.downloaded() == {"config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx"}
     assert "it/s" not in stderr
     before = len(hub.requests)
-    assert ask(home, hub.url, "test/graph", offline=True)[0] == [backend, scores]
+    assert ask(home, hub.url, "test/graph", offline=True, precision="fp32")[0] == [backend, scores]
     assert len(hub.requests) == before
     # The Hub cannot be reached, and nobody has said "offline".
-    assert ask(home, "http://127.0.0.1:9", "test/graph")[0] == [backend, scores]
+    assert ask(home, "http://127.0.0.1:9", "test/graph", precision="fp32")[0] == [backend, scores]
 
 
 def test_a_checkpoint_is_downloaded_as_safetensors_alone(hub: Hub, tmp_path: Path) -> None:
@@ -133,7 +133,11 @@ class FaultyHub(Hub):
         if self.fault == "breaks off":
             status, content, headers = super()._find(path)
             # Half of what was announced.
-            return status, content[: len(content) // 2], {**headers, "Content-Length": str(len(content))}
+            return (
+                status,
+                content[: len(content) // 2],
+                {**headers, "Content-Length": str(len(content)), "Connection": "close"},
+            )
         return int(self.fault), b"{}", {}
 
 
@@ -150,7 +154,7 @@ FAULTS = {
     "429": "too many requests",
     "503": "status 503",
     "a login page": "what answered is not the Hub",
-    "breaks off": "the Hub",
+    "breaks off": "the connection to the Hub broke off",
 }
 
 

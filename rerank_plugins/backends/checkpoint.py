@@ -23,6 +23,7 @@ from rerank_plugins.errors import ModelLoadError
 __all__ = ["Checkpoint", "Prompt"]
 
 _MOST_MODULES = 100
+_MOST_TYPES = 2**15
 _NO_LIMIT = 10**9
 """Beyond this a tokenizer's limit is a placeholder for "none": transformers writes int(1e30)."""
 _DEFAULT_LIMIT = 512
@@ -94,6 +95,7 @@ class Checkpoint:
                 f"{found or 'nothing'}. Give a Hub id, or a directory with config.json, a tokenizer and weights, or "
                 "with an ONNX graph and tokenizer.json."
             )
+        _ = self.labels
         config.check_numbers()
         for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
             # With a slash it would be a repository whose code is fetched and run.
@@ -103,6 +105,7 @@ class Checkpoint:
         config.text("model_type", 200)
         config.mapping("rerank_plugins")
         self.tokenizer_config.text("tokenizer_class", 200)
+        self.tokenizer_config.integer("pad_token_type_id", 0, _MOST_TYPES)
         for file in (config, self.tokenizer_config):
             for names in file.mapping("auto_map").values():
                 parts = names if isinstance(names, list) else [names]
@@ -113,7 +116,7 @@ class Checkpoint:
             raise config.wrong("pad_token_id", f"below vocab_size, {vocabulary}", self.pad_id)
         self._check_settings()
         # Read once, so that what is wrong with them is told before anything is loaded.
-        _ = self.labels, self.pad_id, self.limit(), self.default_prompt, self.template
+        _ = self.pad_id, self.limit(), self.default_prompt, self.template
 
     def _check_settings(self) -> None:
         """Refuse settings of sentence-transformers that lead out of the directory or switch a check off."""
@@ -428,7 +431,7 @@ class Checkpoint:
             tokenizer,
             limit=self.limit(graph),
             pad_id=int(known if known is not None else self.pad_id or 0),
-            pad_type_id=self.tokenizer_config.integer("pad_token_type_id", 0, 2**15) or 0,
+            pad_type_id=self.tokenizer_config.integer("pad_token_type_id", 0, _MOST_TYPES) or 0,
             # The next token of a causal model is read at the last position.
             pad_left=self.is_causal,
             render=prompt.render if prompt else None,

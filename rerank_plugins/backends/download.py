@@ -128,7 +128,8 @@ def _snapshot(model: str, revision: str | None, names: list[str] | None) -> Path
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
     if names is None:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+        # Asked for no file in particular: some versions refuse a copy that lacks any that they were asked for.
+        return Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=[]))
     # A pattern is what fnmatch takes, and a name may have brackets.
     allow = [re.sub(r"([\[*?])", r"[\1]", name) for name in names]
     return Path(snapshot_download(model, revision=revision, allow_patterns=allow, tqdm_class=Silent))
@@ -204,15 +205,9 @@ def _cause(links: Sequence[BaseException]) -> tuple[str, str]:
             return f"the proxy refuses ({short})", "Check HTTPS_PROXY and NO_PROXY, or fetch it elsewhere"
         if isinstance(link, ImportError):
             return f"a package is missing ({short})", "Install it (for a SOCKS proxy: pip install socksio), then"
-        if isinstance(link, PermissionError) or getattr(link, "errno", None) in (
-            errno.ENOSPC,
-            errno.EROFS,
-            errno.EDQUOT,
-        ):
-            return (
-                f"the Hub's cache cannot be written ({short})",
-                "Set HF_HOME to a directory that you may write to, then",
-            )
+        barred = isinstance(link, PermissionError | NotADirectoryError | FileExistsError)
+        if barred or getattr(link, "errno", None) in _NO_WRITING:
+            return f"the Hub's cache cannot be written ({short})", "Set HF_HOME to a directory that can be, then"
         if isinstance(link, RuntimeError) and "home" in str(link).lower():
             return f"there is no home directory ({short})", "Set HF_HOME to a directory, then"
         if status == 401:
@@ -228,7 +223,7 @@ def _cause(links: Sequence[BaseException]) -> tuple[str, str]:
             )
         if status is not None:
             return f"the Hub answered with status {status} ({short})", ""
-        if _is(link, "TimeoutException"):
+        if _is(link, "TimeoutException", "RemoteProtocolError", "ReadError", "WriteError", "ConnectionResetError"):
             return f"the connection to the Hub broke off ({short})", "Try again"
         if isinstance(link, ValueError) and _is(link, "JSONDecodeError", "ValidationError"):
             return (
