@@ -73,7 +73,6 @@ def train_retriever(triples: Paths, out_dir: Directory, **keywords: Any) -> Trai
     files = as_paths(triples)
     read, sources = read_triple_data(files)
     training, dev = _split(read, settings.dev_fraction)
-    writable_directory(out)
     total = settings.steps
     if total is None:
         total = math.ceil(settings.epochs * math.ceil(_counts(training)[1] / settings.batch_size))
@@ -111,6 +110,8 @@ def _trained(
         measured.
     """
     encoder = _encoder(minilm_directory("train") if settings.model is None else settings.model, settings.device)
+    # A model that cannot be loaded leaves no directory behind.
+    writable_directory(work.parent)
     own_length = encoder.max_seq_length
     encoder.max_seq_length = min(settings.max_length, own_length or settings.max_length)
     decisive = {flag.lstrip("-").replace("-", "_"): value for flag, value in options(named(settings)).items()}
