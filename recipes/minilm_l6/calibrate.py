@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from pool import Encoder, lines_of
 
-from rerank_plugins import Calibration, Reranker, expected_calibration_error, fit_calibration
+from rerank_plugins import Reranker
+from rerank_plugins.calibration import expected_calibration_error, fit_calibration
 from rerank_plugins.evaluation import read_beir
 
 FITTED = ("squad-paragraphs", "nq-open-oracle", "medquad", "pubmedqa-labeled", "tatqa-dev", "novel")
@@ -145,7 +146,6 @@ def main() -> None:
             "ECE before": round(expected_calibration_error(joined[name][0], joined[name][1]), 4),
         }
         print(name, figures[name], flush=True)
-    assert isinstance(fitted, Calibration)
     result = {"slope": fitted.slope, "intercept": fitted.intercept, "kinds": figures}
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(fitted)
