@@ -34,12 +34,12 @@ Question = tuple[str, str | None]
 """A query and the passage that answers it, if known."""
 
 QUESTIONS = {
-    "nq-open-oracle": 900,
-    "covidqa-deepset": 100,
-    "pubmedqa-labeled": 80,
-    "tatqa-dev": 60,
-    "medquad": 120,
-    "multihop-small": 50,
+    "nq-open-oracle": 2300,
+    "covidqa-deepset": 350,
+    "pubmedqa-labeled": 300,
+    "tatqa-dev": 300,
+    "medquad": 500,
+    "multihop-small": 150,
 }
 """Sets of questions, and how many of each are asked of all passages together."""
 
@@ -256,15 +256,15 @@ def main() -> None:
         end = start + rng.choice((2, 3, 4, 7))
         whole |= dict.fromkeys(sentences[start:end], " ".join(sentences[start:end]))
         start = end
-    questions = answered(squad, 850)
-    asked["squad-paragraphs"] = [(query, whole[text]) for query, text in questions[:600] if text]
+    questions = answered(squad, 3600)
+    asked["squad-paragraphs"] = [(query, whole[text]) for query, text in questions[:2600] if text]
     free = documents(data)
     texts += [text for _, text in free] + list(whole.values())
-    asked["cut"] = cut_queries(free, rng, 400)
+    asked["cut"] = cut_queries(free, rng, 1300)
     abstracts = rng.sample([text for text in texts if len(text.split()) > 50], 1000)
 
     selqa = pairs("selqa-dev")
-    answers = {"squad-sentences": questions[600:], "selqa-dev": answered(selqa, 200)}
+    answers = {"squad-sentences": questions[2600:], "selqa-dev": answered(selqa, 600)}
     med = {query: text for query, text, label in pairs("medquad") if label > 0}
     alike = list(dict.fromkeys([*med, *(q for name in asked if name != "cut" for q, _ in asked[name])]))
     alike = rng.sample(alike, 1500) + [text for row in pairs("covid-question-similarity") for text in row[:2]]
@@ -289,15 +289,15 @@ def main() -> None:
         *((kind, texts, found) for kind, found in asked.items()),
         ("squad-sentences", sentences, answers["squad-sentences"]),
         ("selqa-dev", [text for _, text, _ in selqa], answers["selqa-dev"]),
-        ("topics", abstracts, topic_queries(abstracts, rng, 150)),
-        ("alike", alike, [(query, None) for query in rng.sample(alike, 150)]),
-        ("faq", answers_too, [(query, None) for query in rng.sample(alike, 120)]),
-        ("faq", answers_too, rng.sample(sorted(faq.items()), 80)),
+        ("topics", abstracts, topic_queries(abstracts, rng, 350)),
+        ("alike", alike, [(query, None) for query in rng.sample(alike, 350)]),
+        ("faq", answers_too, [(query, None) for query in rng.sample(alike, 300)]),
+        ("faq", answers_too, rng.sample(sorted(faq.items()), 200)),
         ("tools", list(of_tool.values()), [(q, of_tool[t["name"]]) for t in tools for q in t["requests"]]),
         (
             "library",
             list(of_function.values()),
-            [(request(described[n]), of_function[n]) for n in rng.sample(sorted(described), 150)],
+            [(request(described[n]), of_function[n]) for n in rng.sample(sorted(described), 350)],
         ),
     ]
     searchers: dict[int, Searcher] = {}
