@@ -125,9 +125,9 @@ def main() -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     reranker = Reranker(str(arguments.model), threads=arguments.threads)
     lists: dict[str, list[tuple[Any, Any]]] = {}
-    for row in lines_of(path):
-        logits = np.asarray(reranker.logits(row["query"], row["passages"]), dtype=float)
-        lists.setdefault(row["kind"], []).append((logits, np.asarray(row["labels"], dtype=float)))
+    for listed in lines_of(path):
+        logits = np.asarray(reranker.logits(listed["query"], listed["passages"]), dtype=float)
+        lists.setdefault(listed["kind"], []).append((logits, np.asarray(listed["labels"], dtype=float)))
     joined = {name: tuple(map(np.concatenate, zip(*found, strict=True))) for name, found in lists.items()}
     weights = [np.full(len(joined[name][0]), 1 / len(joined[name][0])) for name in FITTED]
     fitted = fit_calibration(
