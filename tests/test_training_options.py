@@ -387,7 +387,7 @@ def test_the_card_says_what_was_done_and_measured(tmp_path: Path) -> None:
 def test_the_card_hides_nothing() -> None:
     result = TrainingResult(3, 24, 200.0, (0.9, 0.8), 0.9, True)
 
-    card = model_card(TrainedModel(Path("name"), result, held_out=3), TrainSettings(steps=3), (), ())
+    card = model_card(TrainedModel(Path("name"), result, held_out=3), TrainSettings(trunk="bundled", steps=3), (), ())
 
     assert "base_model" not in card
     assert "fine-tuned from rerank-plugins' rerank-plugins/minilm-l6" in card
@@ -399,6 +399,9 @@ def test_the_card_hides_nothing() -> None:
     card = model_card(unmeasured, TrainSettings(trunk="some/model", steps=3), (), ())
     assert "nothing was measured" in card
     assert "base_model: some/model" in card
+    card = model_card(unmeasured, TrainSettings(steps=3), (), ())
+    assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
+    assert "fine-tuned from sentence-transformers/all-MiniLM-L6-v2:" in card
 
 
 def test_the_command_can_be_pasted(tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ def _tell_quality(result: TrainedModel, out: Path) -> None:
             err=True,
         )
     if result.bundled is not None and not run.best > result.bundled:
-        echo("Warning: the bundled model is no worse on them. Start from it (no --trunk), or give more data.", err=True)
+        echo(
+            "Warning: the bundled model is no worse on them. Use it as it is, or start from a better model with "
+            "--trunk, or give more data or more time.",
+            err=True,
+        )
     elif not run.best > run.measures[0]:
         echo("Warning: training did not make the order better. Try more data or more time.", err=True)
