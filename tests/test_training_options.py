@@ -15,6 +15,7 @@ import typer
 from checkpoints import tiny
 from test_cli import call
 from test_training import RIDDLES, config, riddles, tiny_model, weights, write
+from transformers import AutoModel, AutoTokenizer
 
 from rerank_plugins import Reranker
 from rerank_plugins.cli._app import app
@@ -598,3 +599,20 @@ def test_train_command_takes_its_options(tmp_path: Path) -> None:
     card = (tmp_path / "model" / "README.md").read_text()
     assert "--loss listwise --teacher miner --teacher-share 0.2 --temperature 0.1 --evaluations 2 --patience 1" in card
     assert "| MIT |" in card
+
+
+def test_train_command_prints_nothing_of_other_libraries(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{"query": f"q{n}", "positive": f"good {n}", "negative": ["bad", "worse"]} for n in range(30)]
+    path = write(tmp_path / "triples.jsonl", *map(json.dumps, rows))
+    encoder = tmp_path / "encoder"
+    AutoModel.from_pretrained(tiny("bert")).save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(tiny("bert")).save_pretrained(encoder)
+    capfd.readouterr()
+
+    options = "--steps 1 --no-mine --no-export --max-length 32 --device cpu"
+    result = call("train", str(path), "--out", str(tmp_path / "model"), "--trunk", str(encoder), *options.split())
+
+    assert result.exit_code == 0, result.stderr
+    # The command's own lines are in the result.
+    assert capfd.readouterr() == ("", "")
+    assert "classifier" not in result.stdout + result.stderr

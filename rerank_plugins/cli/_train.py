@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rerank_plugins._extras import import_extra
 from rerank_plugins.cli._options import JudgedData, takes_options
 from rerank_plugins.cli._screen import echo
 from rerank_plugins.training._settings import TrainSettings
@@ -29,6 +30,8 @@ def train(
     from rerank_plugins import training
     from rerank_plugins.cli._progress import bar
 
+    # No reports of weights between our own lines: a new head is no news.
+    import_extra("transformers", "train").utils.logging.set_verbosity_error()
     with bar("Training") as tell:
         result = training.train(data, out, progress=tell, **chosen)
     run = result.result
