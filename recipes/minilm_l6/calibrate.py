@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from pool import Encoder, lines_of
 
-from rerank_plugins import Calibration, Reranker, expected_calibration_error, fit_calibration
+from rerank_plugins import Reranker
+from rerank_plugins.calibration import expected_calibration_error, fit_calibration
 from rerank_plugins.evaluation import read_beir
 
 FITTED = ("squad-paragraphs", "nq-open-oracle", "medquad", "pubmedqa-labeled", "tatqa-dev", "novel")
@@ -124,9 +125,9 @@ def main() -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     reranker = Reranker(str(arguments.model), threads=arguments.threads)
     lists: dict[str, list[tuple[Any, Any]]] = {}
-    for row in lines_of(path):
-        logits = np.asarray(reranker.logits(row["query"], row["passages"]), dtype=float)
-        lists.setdefault(row["kind"], []).append((logits, np.asarray(row["labels"], dtype=float)))
+    for listed in lines_of(path):
+        logits = np.asarray(reranker.logits(listed["query"], listed["passages"]), dtype=float)
+        lists.setdefault(listed["kind"], []).append((logits, np.asarray(listed["labels"], dtype=float)))
     joined = {name: tuple(map(np.concatenate, zip(*found, strict=True))) for name, found in lists.items()}
     weights = [np.full(len(joined[name][0]), 1 / len(joined[name][0])) for name in FITTED]
     fitted = fit_calibration(
@@ -145,7 +146,6 @@ def main() -> None:
             "ECE before": round(expected_calibration_error(joined[name][0], joined[name][1]), 4),
         }
         print(name, figures[name], flush=True)
-    assert isinstance(fitted, Calibration)
     result = {"slope": fitted.slope, "intercept": fitted.intercept, "kinds": figures}
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(fitted)

@@ -2,7 +2,8 @@
 
     python recipes/minilm_l6/evaluate.py DATA/eval OUT/figures --model student=OUT/onnx --model previous= --bi-encoder
 
-Writes a JSON file a set, with a figure a model, so that a run can be stopped and taken up again.
+Writes a JSON file a set, with the figures of each model, so that a run can be stopped and taken up again: what is in
+OUT is not measured again.
 """
 
 # ruff: noqa: T201
@@ -89,6 +90,8 @@ def main() -> None:
         if arguments.bi_encoder and "bi-encoder" not in found:
             found["bi-encoder"] = measure_run(dataset, bi_encoder_run(dataset, arguments.top_k), MEASURES)
         for model, reranker in models.items():
+            if model in found:
+                continue
             found[model] = measure_run(dataset, rerank_run(reranker, dataset, arguments.top_k), MEASURES)
             path.write_text(json.dumps(found, indent=2) + "\n")
             print(name, model, {measure: round(float(value), 4) for measure, value in found[model].items()}, flush=True)

@@ -34,12 +34,12 @@ Question = tuple[str, str | None]
 """A query and the passage that answers it, if known."""
 
 QUESTIONS = {
-    "nq-open-oracle": 900,
-    "covidqa-deepset": 100,
-    "pubmedqa-labeled": 80,
-    "tatqa-dev": 60,
-    "medquad": 120,
-    "multihop-small": 50,
+    "nq-open-oracle": 2300,
+    "covidqa-deepset": 350,
+    "pubmedqa-labeled": 300,
+    "tatqa-dev": 300,
+    "medquad": 500,
+    "multihop-small": 150,
 }
 """Sets of questions, and how many of each are asked of all passages together."""
 
@@ -111,13 +111,13 @@ def documents(data: Path) -> list[tuple[str, str]]:
     found = [(title, f"{title}. {text}" if len(text) % 2 else text) for title, text in found]
     for path in sorted((data / "corpus/python-peps").glob("*.rst")):
         text = path.read_text(encoding="utf-8")
-        title = re.search(r"^Title: (.+)$", text, re.M)
-        found += [(title[1] if title else "", part) for part in chunks(text, 90)[:8]]
+        heading = re.search(r"^Title: (.+)$", text, re.M)
+        found += [(heading[1] if heading else "", part) for part in chunks(text, 90)[:8]]
     for path in sorted((data / "corpus/langchain-docs").rglob("*")):
         if path.suffix in {".md", ".rst", ".txt"} and not path.name.startswith("README"):
             text = path.read_text(encoding="utf-8")
-            title = re.search(r"^#* *([A-Z][^\n]{3,60})$", text, re.M)
-            found += [(title[1] if title else "", part) for part in chunks(text, 90)]
+            heading = re.search(r"^#* *([A-Z][^\n]{3,60})$", text, re.M)
+            found += [(heading[1] if heading else "", part) for part in chunks(text, 90)]
     for text in topics.values():
         title = text.strip().split("\n", 1)[0].strip(" *=")
         found += [(title, part) for part in chunks(text, 60)]
@@ -166,7 +166,7 @@ class Encoder:
         """Unit vectors of the first tokens, float32 (n, 384)."""
         rows = self._tokenizer(list(texts), truncation=True, max_length=self._length)["input_ids"]
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        found = np.zeros((len(rows), 384), dtype=np.float32)
+        found: NDArray[np.float32] = np.zeros((len(rows), 384), dtype=np.float32)
         bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
         for start in range(0, len(order), 64):
             part = order[start : start + 64]
@@ -256,15 +256,15 @@ def main() -> None:
         end = start + rng.choice((2, 3, 4, 7))
         whole |= dict.fromkeys(sentences[start:end], " ".join(sentences[start:end]))
         start = end
-    questions = answered(squad, 850)
-    asked["squad-paragraphs"] = [(query, whole[text]) for query, text in questions[:600] if text]
+    questions = answered(squad, 3600)
+    asked["squad-paragraphs"] = [(query, whole[text]) for query, text in questions[:2600] if text]
     free = documents(data)
     texts += [text for _, text in free] + list(whole.values())
-    asked["cut"] = cut_queries(free, rng, 400)
+    asked["cut"] = cut_queries(free, rng, 1300)
     abstracts = rng.sample([text for text in texts if len(text.split()) > 50], 1000)
 
     selqa = pairs("selqa-dev")
-    answers = {"squad-sentences": questions[600:], "selqa-dev": answered(selqa, 200)}
+    answers = {"squad-sentences": questions[2600:], "selqa-dev": answered(selqa, 600)}
     med = {query: text for query, text, label in pairs("medquad") if label > 0}
     alike = list(dict.fromkeys([*med, *(q for name in asked if name != "cut" for q, _ in asked[name])]))
     alike = rng.sample(alike, 1500) + [text for row in pairs("covid-question-similarity") for text in row[:2]]
@@ -276,7 +276,10 @@ def main() -> None:
     described = dict(rng.sample(sorted(library().items()), 1200))
     answers_too = list(faq.values())
     tools = list(lines_of(Path(__file__).parent / "tools.jsonl"))
-    form = lambda name, text: rng.choice((f"{name}: {text}", text, f"{name}. {text}", f"{name} {text}"))  # noqa: E731
+
+    def form(name: str, text: str) -> str:
+        return rng.choice((f"{name}: {text}", text, f"{name}. {text}", f"{name} {text}"))
+
     of_tool = {tool["name"]: form(tool["name"], tool["description"]) for tool in tools}
     of_function = {name: form(name, text) for name, text in described.items()}
 
@@ -289,15 +292,15 @@ def main() -> None:
         *((kind, texts, found) for kind, found in asked.items()),
         ("squad-sentences", sentences, answers["squad-sentences"]),
         ("selqa-dev", [text for _, text, _ in selqa], answers["selqa-dev"]),
-        ("topics", abstracts, topic_queries(abstracts, rng, 150)),
-        ("alike", alike, [(query, None) for query in rng.sample(alike, 150)]),
-        ("faq", answers_too, [(query, None) for query in rng.sample(alike, 120)]),
-        ("faq", answers_too, rng.sample(sorted(faq.items()), 80)),
+        ("topics", abstracts, topic_queries(abstracts, rng, 350)),
+        ("alike", alike, [(query, None) for query in rng.sample(alike, 350)]),
+        ("faq", answers_too, [(query, None) for query in rng.sample(alike, 300)]),
+        ("faq", answers_too, rng.sample(sorted(faq.items()), 200)),
         ("tools", list(of_tool.values()), [(q, of_tool[t["name"]]) for t in tools for q in t["requests"]]),
         (
             "library",
             list(of_function.values()),
-            [(request(described[n]), of_function[n]) for n in rng.sample(sorted(described), 150)],
+            [(request(described[n]), of_function[n]) for n in rng.sample(sorted(described), 350)],
         ),
     ]
     searchers: dict[int, Searcher] = {}
@@ -308,10 +311,11 @@ def main() -> None:
         held = set(rng.sample(range(len(found)), max(8, len(found) // 40)))
         for split, size in (("train", arguments.size), ("dev", 2 * arguments.size)):
             chosen = [item for row, item in enumerate(found) if (row in held) == (split == "dev")]
-            for (query, answer), rows, cosines in searcher.lists(chosen, rng, size):
+            for (query, answer), places, cosines in searcher.lists(chosen, rng, size):
                 if normal(query) in never:
                     continue
-                listed = {"kind": kind, "query": query, "passages": [searcher.texts[row] for row in rows]}
+                listed: dict[str, Any] = {"kind": kind, "query": query}
+                listed["passages"] = [searcher.texts[place] for place in places]
                 listed["answer"] = 0 if answer is not None and answer in searcher.place else None
                 if kind in MIXED:
                     logits = bundled.logits(query, listed["passages"])
