@@ -119,6 +119,8 @@ def test_a_missing_extra_is_explained(base: list[str], statement: str, extra: st
 
 
 def test_a_checkpoint_without_torch_is_explained(base: list[str], tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertForSequenceClassification"]}')
+    header = json.dumps({"classifier.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     done = run(base, f"from rerank_plugins import Reranker; Reranker({str(tmp_path)!r}).prepare()")
     assert 'pip install "rerank-plugins[torch]"' in done.stderr

@@ -166,7 +166,8 @@ class GraphBackend(LocalBackend):
             encoder.limit = min(encoder.limit, self._fixed_tokens)
             encoder = encoder.configured(max_length=None, instruction=None)
         # Scales that are taken over a batch: a score would depend on what else is in it, and on its padding.
-        self._alone = graph.quantisation == "dynamic"
+        self._alone = graph.quantisation == "dynamic" or checkpoint.sees_padding
+        self._reads_segments = checkpoint.reads_segments
         super().__init__(encoder, token_budget=TOKEN_BUDGET, batch_cost=BATCH_COST)
         if self._alone:
             self.token_budget = self.batch_cost = 1
@@ -218,7 +219,8 @@ class GraphBackend(LocalBackend):
         """The graph's inputs for one batch, in the types that it takes."""
         arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if "token_type_ids" in self.inputs:
-            arrays["token_type_ids"] = batch.token_type_ids
+            types = batch.token_type_ids
+            arrays["token_type_ids"] = types if self._reads_segments else np.zeros_like(types)
         if "position_ids" in self.inputs:
             arrays["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clip(min=0)
         return {name: arrays[name].astype(dtype, copy=False) for name, dtype in self.inputs.items()}

@@ -24,6 +24,8 @@ __all__ = ["Checkpoint", "Prompt"]
 
 _MOST_MODULES = 100
 _MOST_TYPES = 2**15
+_SEES_PADDING = {"canine", "convbert", "fnet"}
+"""Families whose convolutions or transforms run over the padding too."""
 _NO_LIMIT = 10**9
 """Beyond this a tokenizer's limit is a placeholder for "none": transformers writes int(1e30)."""
 _DEFAULT_LIMIT = 512
@@ -300,6 +302,17 @@ class Checkpoint:
 
     def _in(self, name: str) -> str:
         return f"{self.folder}/{name}" if self.folder else name
+
+    @property
+    def reads_segments(self) -> bool:
+        """Whether the model is told which tokens are the query's: its tokenizer may say that it is not."""
+        names = self.tokenizer_config.texts("model_input_names")
+        return not names or "token_type_ids" in names
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether the architecture mixes padding into a score, so that pairs of different lengths share no batch."""
+        return self.model_type in _SEES_PADDING
 
     def folder_has(self, name: str) -> bool:
         """Whether a file is there beside the configuration, on disk or on the Hub."""

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -215,11 +216,13 @@ def graph_names(files: ModelFiles, precision: str) -> list[str]:
         Names relative to the model's directory.
     """
     names = sorted(name for name in files.names if name.endswith(".onnx") and _is_place(name))
-    groups: dict[str, list[str]] = {"plain": [], "other": [], "int8": [], "fp16": []}
+    groups: dict[str, list[str]] = {"plain": [], "other": [], "int8": [], "fp16": [], "4bit": []}
     for name in names:
         stem = PurePosixPath(name).stem.lower()
         if stem == "model":
             groups["plain"].append(name)
+        elif re.search(r"q4|bnb4|4bit|int4", stem):
+            groups["4bit"].append(name)
         elif "int8" in stem or "quant" in stem:
             groups["int8"].append(name)
         elif "fp16" in stem or "float16" in stem or stem.endswith("_o4"):
@@ -229,7 +232,8 @@ def graph_names(files: ModelFiles, precision: str) -> list[str]:
     groups["plain"].sort(key=lambda name: name != "onnx/model.onnx")
     groups["int8"].sort(key=_int8_order)
     order = {"int8": ("int8", "plain", "other"), "fp16": ("fp16", "plain", "other")}
-    return [name for group in order.get(precision, ("plain", "other", "int8", "fp16")) for name in groups[group]]
+    default = ("plain", "other", "fp16", "int8", "4bit")
+    return [name for group in order.get(precision, default) for name in groups[group]]
 
 
 def _is_place(name: str) -> bool:

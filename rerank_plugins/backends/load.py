@@ -170,7 +170,8 @@ def choose(checkpoint: Checkpoint, settings: Settings, ask: Callable[[Any], Any]
         except RerankError as error:
             if settings.backend != "auto":
                 raise
-            choice.refusals[name] = error
+            # Its traceback knows the frames that hold the model which is loaded next, and would keep it for ever.
+            choice.refusals[name] = error.with_traceback(None)
             logger.debug("%s: %s cannot run it: %s", checkpoint.name, name, error)
     return choice
 

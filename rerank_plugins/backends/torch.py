@@ -151,7 +151,7 @@ class TorchBackend(LocalBackend):
         self._files, self._base = checkpoint.files, checkpoint.base
         self._uses_types = "token_type_ids" in self.model.tokenizer.model_input_names
         self._is_causal = checkpoint.is_causal
-        if not can_pad(self.model):
+        if not can_pad(self.model) or checkpoint.sees_padding:
             self.token_budget = self.batch_cost = 1
         self._flattens = self._can_flatten()
 
