@@ -455,26 +455,6 @@ def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
         train(path, tmp_path / "out", trunk=tiny("bert"), steps=1)
 
 
-@pytest.mark.bundled
-def test_the_bundled_model_can_be_trained_further(tmp_path: Path) -> None:
-    model = start(None, 0)
-    texts = ["git revert undoes a commit", "git add stages files", "a fox jumps over a dog"]
-    got = model.predict([("how do I undo a commit", text) for text in texts], activation_fn=torch.nn.Identity())
-    # Rounded activations are what tells them apart.
-    assert np.abs(got - Reranker().logits("how do I undo a commit", texts)).max() < 0.3
-    data = tmp_path / "pairs.jsonl"
-    data.write_text(
-        "".join(
-            json.dumps({"query": f"what of {query}", "passage": f"the {answer}", "label": int(answer == right)}) + "\n"
-            for query, right in RIDDLES.items()
-            for answer in RIDDLES.values()
-        )
-    )
-    trained = train(data, tmp_path / "mine", steps=1, mine=False, export=False)
-    assert "base_model" not in (trained.path / "README.md").read_text()
-    assert Reranker(trained.path, backend="torch").rank("what of paris", ["the bamboo", "the capital"]).items
-
-
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_the_weights_of_an_int8_graph_are_read_back(family: str, tmp_path: Path) -> None:
     convert(tiny(family), tmp_path / "graph", int8=True)
@@ -485,6 +465,29 @@ def test_the_weights_of_an_int8_graph_are_read_back(family: str, tmp_path: Path)
     for name, values in expected.items():
         # A weight is rounded to one of 255 steps between the smallest and the largest of its channel.
         np.testing.assert_allclose(found[name], values, atol=float(values.abs().max()) / 100, err_msg=name)
+
+
+def test_training_starts_from_the_bundled_graph_if_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = tmp_path / "graph"
+    convert(tiny("bert"), graph, int8=True)
+    monkeypatch.setattr("rerank_plugins.models.bundled_directory", lambda: graph)
+    monkeypatch.setenv("RERANK_PLUGINS_CACHE", str(tmp_path / "cache"))
+    expected = start(tiny("bert"), 0).state_dict()
+    for _ in ("made", "kept"):
+        for name, values in start("bundled", 0).state_dict().items():
+            torch.testing.assert_close(values, expected[name], rtol=0, atol=float(expected[name].abs().max()) / 100)
+    (graph / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ModelLoadError, match=r"cannot be trained further: .* Start from a checkpoint"):
+        start("bundled", 0)
+
+
+def test_training_starts_from_minilm_if_nothing_is_given() -> None:
+    model = start(None, 0)
+    expected = load_file(minilm_directory("train") / "model.safetensors")
+    weights = model[0].auto_model.bert.state_dict()
+    name = "encoder.layer.5.output.dense.weight"
+    torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=0)
+    assert model.num_labels == 1
 
 
 def test_an_encoder_gets_a_fresh_head_and_mines(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -15,6 +16,7 @@ import typer
 from checkpoints import tiny
 from test_cli import call
 from test_training import RIDDLES, config, riddles, tiny_model, weights, write
+from transformers import AutoModel, AutoTokenizer
 
 from rerank_plugins import Reranker
 from rerank_plugins.cli._app import app
@@ -387,7 +389,7 @@ def test_the_card_says_what_was_done_and_measured(tmp_path: Path) -> None:
 def test_the_card_hides_nothing() -> None:
     result = TrainingResult(3, 24, 200.0, (0.9, 0.8), 0.9, True)
 
-    card = model_card(TrainedModel(Path("name"), result, held_out=3), TrainSettings(steps=3), (), ())
+    card = model_card(TrainedModel(Path("name"), result, held_out=3), TrainSettings(trunk="bundled", steps=3), (), ())
 
     assert "base_model" not in card
     assert "fine-tuned from rerank-plugins' rerank-plugins/minilm-l6" in card
@@ -399,6 +401,9 @@ def test_the_card_hides_nothing() -> None:
     card = model_card(unmeasured, TrainSettings(trunk="some/model", steps=3), (), ())
     assert "nothing was measured" in card
     assert "base_model: some/model" in card
+    card = model_card(unmeasured, TrainSettings(steps=3), (), ())
+    assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
+    assert "fine-tuned from sentence-transformers/all-MiniLM-L6-v2:" in card
 
 
 def test_the_command_can_be_pasted(tmp_path: Path) -> None:
@@ -595,3 +600,25 @@ def test_train_command_takes_its_options(tmp_path: Path) -> None:
     card = (tmp_path / "model" / "README.md").read_text()
     assert "--loss listwise --teacher miner --teacher-share 0.2 --temperature 0.1 --evaluations 2 --patience 1" in card
     assert "| MIT |" in card
+
+
+def test_train_command_says_nothing_of_a_new_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"query": f"q{n}", "positive": f"good {n}", "negative": ["bad", "worse"]} for n in range(30)]
+    path = write(tmp_path / "triples.jsonl", *map(json.dumps, rows))
+    encoder = tmp_path / "encoder"
+    AutoModel.from_pretrained(tiny("bert")).save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(tiny("bert")).save_pretrained(encoder)
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "propagate", True)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    caplog.clear()
+
+    options = "--steps 1 --no-mine --no-export --max-length 32 --device cpu"
+    result = call("train", str(path), "--out", str(tmp_path / "model"), "--trunk", str(encoder), *options.split())
+
+    logger.setLevel(before)
+    assert result.exit_code == 0, result.stderr
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("transformers")] == []

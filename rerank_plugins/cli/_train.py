@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rerank_plugins._extras import import_extra
 from rerank_plugins.cli._options import JudgedData, takes_options
 from rerank_plugins.cli._screen import echo
 from rerank_plugins.training._settings import TrainSettings
@@ -29,6 +30,8 @@ def train(
     from rerank_plugins import training
     from rerank_plugins.cli._progress import bar
 
+    # No reports of weights between our own lines: a new head is no news.
+    import_extra("transformers", "train").utils.logging.set_verbosity_error()
     with bar("Training") as tell:
         result = training.train(data, out, progress=tell, **chosen)
     run = result.result
@@ -65,6 +68,10 @@ def _tell_quality(result: TrainedModel, out: Path) -> None:
             err=True,
         )
     if result.bundled is not None and not run.best > result.bundled:
-        echo("Warning: the bundled model is no worse on them. Start from it (no --trunk), or give more data.", err=True)
+        echo(
+            "Warning: the bundled model is no worse on them. Use it as it is, or start from a better model with "
+            "--trunk, or give more data or more time.",
+            err=True,
+        )
     elif not run.best > run.measures[0]:
         echo("Warning: training did not make the order better. Try more data or more time.", err=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from rerank_plugins import models
 from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import read_as_umask_says, writable_directory, write_file
 from rerank_plugins._printable import json_text
@@ -22,7 +21,7 @@ from rerank_plugins.calibration import Calibration, expected_calibration_error, 
 from rerank_plugins.conversion import convert
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.reranker import Reranker
-from rerank_plugins.training._card import model_card, public_name
+from rerank_plugins.training._card import model_card, trunk_name
 from rerank_plugins.training._data import (
     Group,
     TrainingData,
@@ -36,7 +35,7 @@ from rerank_plugins.training._data import (
 )
 from rerank_plugins.training._loop import Scorer, evaluate_groups, fit, mean_ndcg
 from rerank_plugins.training._mining import BiEncoder, torch_device
-from rerank_plugins.training._model import BUNDLED, fold, miner_of, start
+from rerank_plugins.training._model import fold, miner_of, start
 from rerank_plugins.training._negatives import mined_groups
 from rerank_plugins.training._results import TrainedModel
 from rerank_plugins.training._settings import Directory, Paths, Progress, TrainSettings, takes
@@ -96,7 +95,7 @@ def train(data: Paths, out_dir: Directory, **keywords: Any) -> TrainedModel:
         calibrated = _calibrate(model, dev, settings.device)
         trained = _finish(model, out, settings, TrainedModel(out, result, *calibrated, None, len(dev), bundled))
     facts = {
-        "trunk": models.BUNDLED_NAME if settings.trunk in (None, BUNDLED) else public_name(str(settings.trunk)),
+        "trunk": trunk_name(settings.trunk),
         "config": {key: value for key, value in asdict(settings.loop()).items() if key != "device"},
         "groups": len(groups),
         "result": asdict(result),

@@ -29,7 +29,7 @@ def bundled_checkpoint() -> Path:
     """A directory with the bundled model in safetensors, made once and kept in the cache directory.
 
     Raises:
-        ModelLoadError: The bundled graph is not as expected.
+        ModelLoadError: The bundled graph is no int8 graph of a BERT-like model.
     """
     source = models.bundled_directory()
     graph = source / "model.onnx"
@@ -38,6 +38,13 @@ def bundled_checkpoint() -> Path:
     kept = None if cache is None else cache / "bundled" / digest
     if kept is not None and (kept / "model.safetensors").is_file():
         return kept
+    try:
+        weights = float_weights(graph)
+    except ModelLoadError as error:
+        raise ModelLoadError(
+            f"The bundled model cannot be trained further: {error} Start from a checkpoint, such as "
+            "trunk='cross-encoder/ms-marco-MiniLM-L6-v2', or leave trunk out."
+        ) from error
     made = Path(tempfile.mkdtemp(prefix="rerank-plugins-bundled-"))
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("rerank_plugins", None)
@@ -45,7 +52,7 @@ def bundled_checkpoint() -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, made / name)
     save_file = import_extra("safetensors.numpy", "train").save_file
-    save_file(float_weights(graph), str(made / "model.safetensors"), metadata={"format": "pt"})
+    save_file(weights, str(made / "model.safetensors"), metadata={"format": "pt"})
     if kept is None:
         return made
     try:

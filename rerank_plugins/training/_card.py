@@ -17,7 +17,7 @@ from rerank_plugins._machine import processor
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._data import DataSource
 from rerank_plugins.training._mining import torch_device
-from rerank_plugins.training._model import BUNDLED
+from rerank_plugins.training._model import BUNDLED, MINILM
 from rerank_plugins.training._results import TrainedModel, TrainedRetriever
 from rerank_plugins.training._settings import RetrieverSettings, TrainSettings, options
 
@@ -34,10 +34,17 @@ def public_name(model: str | os.PathLike[str] | Reranker) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
+def trunk_name(trunk: str | os.PathLike[str] | None) -> str:
+    """The public name of what `train` starts from."""
+    if trunk == BUNDLED:
+        return models.BUNDLED_NAME
+    return MINILM if trunk is None else public_name(trunk)
+
+
 def named(settings: TrainSettings | RetrieverSettings) -> TrainSettings | RetrieverSettings:
     """The settings with models by their public names."""
-    models = ("trunk", "filter", "teacher") if isinstance(settings, TrainSettings) else ("model", "teacher")
-    given = {name: getattr(settings, name) for name in models}
+    kept = ("trunk", "filter", "teacher") if isinstance(settings, TrainSettings) else ("model", "teacher")
+    given = {name: getattr(settings, name) for name in kept}
     names: dict[str, Any] = {name: public_name(model) for name, model in given.items() if model is not None}
     return replace(settings, **names)
 
@@ -73,8 +80,8 @@ def model_card(
         data: Where it was read from.
     """
     name, trunk, result, conversion = trained.path.resolve().name, settings.trunk, trained.result, trained.conversion
-    bundled = trunk in (None, BUNDLED)
-    base = f"rerank-plugins' {models.BUNDLED_NAME}" if bundled else public_name(str(trunk))
+    base = f"rerank-plugins' {models.BUNDLED_NAME}" if trunk == BUNDLED else trunk_name(trunk)
+    on_hub = trunk is None or (trunk != BUNDLED and not Path(trunk).exists())
     loop = ", ".join(f"{key} {value}" for key, value in asdict(settings.loop()).items() if key != "device")
     stated = list(settings.licences)
     stated += stated[:1] * (len(sources) - len(stated))
@@ -91,7 +98,7 @@ def model_card(
         {
             "library_name": "rerank-plugins",
             "pipeline_tag": "text-ranking",
-            "base_model": None if bundled or Path(str(trunk)).exists() else base,
+            "base_model": base if on_hub else None,
             "tags": "[cross-encoder, reranker, onnx]" if conversion else "[cross-encoder, reranker]",
         },
         f"A cross-encoder, fine-tuned from {base}: it reads a query and a passage together and gives one logit, whose "
@@ -135,7 +142,7 @@ def retriever_card(
         kept: The step whose weights were kept.
     """
     name = trained.path.name
-    base = public_name(settings.model) if settings.model is not None else "sentence-transformers/all-MiniLM-L6-v2"
+    base = MINILM if settings.model is None else public_name(settings.model)
     return _card(
         name,
         {

