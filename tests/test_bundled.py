@@ -16,7 +16,7 @@ from rerank_plugins.testing import check_backend_contract
 pytestmark = pytest.mark.bundled
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_bundled.json").read_text(encoding="utf-8"))
-"""Written by scripts/golden.py with ONNX Runtime; made again with every new model."""
+"""Written by recipes/minilm_l6/golden.py with ONNX Runtime; made again with every new model."""
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])

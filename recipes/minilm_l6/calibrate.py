@@ -7,7 +7,6 @@ by all-MiniLM-L6-v2; a passage counts as relevant if it was judged so, or holds 
 are kept beside OUT/calibration.json, in ``lists.jsonl``, and taken from there if they are.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse

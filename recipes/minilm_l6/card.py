@@ -3,7 +3,6 @@
 python recipes/minilm_l6/card.py OUT/figures OUT/calibration.json
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse

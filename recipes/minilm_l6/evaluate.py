@@ -6,7 +6,6 @@ Writes a JSON file a set, with the figures of each model, so that a run can be s
 OUT is not measured again.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse

@@ -5,7 +5,6 @@
 The calibration becomes part of the head: weights times the slope, bias times the slope plus the intercept.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse

@@ -6,7 +6,6 @@ Writes ``train.jsonl`` and ``dev.jsonl``, a list a line: kind, query, passages, 
 for the kinds that are taught by three models the scores of the other two ("others").
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse

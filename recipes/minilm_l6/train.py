@@ -7,7 +7,6 @@ imitates its hidden states after each second layer, its logits, and the order in
 is near zero then.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse

@@ -1,6 +1,6 @@
 """Write tests/golden_bundled.json: logits of the bundled model, for the test that no change moves them.
 
-python scripts/golden.py
+python recipes/minilm_l6/golden.py
 """
 
 import json
