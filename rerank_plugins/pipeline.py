@@ -203,7 +203,14 @@ def class_column(settings: Settings, n_labels: int, names: Sequence[str]) -> int
             return 0
         if n_labels == 2 and (all(_UNNAMED.fullmatch(name.lower()) for name in names) or _says_second(*names)):
             return 1
-        reason = f"{n_labels} classes" if n_labels > 2 else "two classes, and their names do not say which one is meant"
+        reason = f"{n_labels} classes"
+        if n_labels == 2:
+            says = (
+                "the second is by its name the negative one"
+                if len(names) == 2 and _says_second(*names[::-1])
+                else "their names leave it open"
+            )
+            reason = f"two classes, and {says}"
         raise ConfigurationError(
             f"{settings.model_name!r} has {reason}, so it must be told which one to rank by: label=NAME or COLUMN, one "
             f"of {{{listing}}}."

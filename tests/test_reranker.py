@@ -190,6 +190,41 @@ def test_two_classes_mean_the_second() -> None:
     assert Reranker(backend, label=0).logits("q", ["abc", "a"]).tolist() == [-2.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("LABEL_0", "LABEL_1"), ("0", "1"), ("no", "yes"), ("not_entailment", "entailment"), ("irrelevant", "relevant"),
+     ("non-relevant", "relevant"), ("NEGATIVE", "POSITIVE"), ("false", "true"), ("not_duplicate", "duplicate")],
+)  # fmt: skip
+def test_the_second_of_two_classes_is_taken_where_their_names_allow_it(names: tuple[str, str]) -> None:
+    backend = FakeBackend(lambda query, text: [1.0, float(len(text))], labels=names)
+    assert Reranker(backend).logits("q", ["abc", "a"]).tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("entailment", "not_entailment"), "the second is by its name the negative one"),
+        (("relevant", "non-relevant"), "the second is by its name the negative one"),
+        (("duplicate", "not duplicate"), "the second is by its name the negative one"),
+        (("cats", "dogs"), "their names leave it open"),
+        (("no match", "not related"), "their names leave it open"),
+    ],
+)
+def test_a_class_that_says_no_is_never_ranked_by_unless_asked_for(names: tuple[str, str], reason: str) -> None:
+    backend = FakeBackend(lambda query, text: [float(len(text)), 1.0], labels=names)
+    with pytest.raises(ConfigurationError, match=f"two classes, and {reason}.*label=NAME"):
+        Reranker(backend).prepare()
+    assert Reranker(backend, label=names[0]).logits("q", ["abc", "a"]).tolist() == [2.0, 0.0]
+
+
+def test_a_server_decides_its_engine_itself() -> None:
+    with pytest.raises(ConfigurationError, match="backend, threads cannot be set for a rerank server.*http://host'"):
+        Reranker("http://me:secret@host".replace("me:secret@", ""), backend="onnx", threads=2)
+    with pytest.raises(ConfigurationError) as told:
+        Reranker("https://me:secret@host/v1", precision="fp16")
+    assert "secret" not in str(told.value)
+
+
 # -- bad engines ------------------------------------------------------------------------------------------------
 
 
