@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
-__all__ = ["bf16_is_slow", "processor"]
+from rerank_plugins._extras import import_extra
+
+__all__ = ["bf16_is_slow", "native_bf16", "processor"]
 
 
 def processor() -> tuple[str, frozenset[str]]:
@@ -27,3 +30,18 @@ def bf16_is_slow() -> bool:
     """
     name, flags = processor()
     return name.startswith("Intel") and "avx512_bf16" in flags and "amx_bf16" not in flags
+
+
+def native_bf16(device: str, extra: str) -> bool:
+    """Whether a torch device multiplies bfloat16 faster than float32. Emulated, it is several times slower.
+
+    Args:
+        device: The torch device.
+        extra: The extra that brings torch.
+    """
+    torch: Any = import_extra("torch", extra)
+    kind = device.split(":")[0]
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    has = kind == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return has and not bf16_is_slow()

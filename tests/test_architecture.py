@@ -20,12 +20,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_fork": {"errors"},
     "_engines": {"_extras", "_fork"},
     "_minilm": {"_extras", "errors"},
-    "_machine": set(),
+    "_machine": {"_extras"},
     "_texts": set(),
     "_paths": {"errors"},
     "_printable": set(),
     "_secrets": set(),
     "_lines": {"_printable", "errors"},
+    "_judgements": {"_lines", "errors"},
     "_quiet": set(),
     "types": {"errors"},
     "passages": {"types", "errors"},
@@ -81,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conversion": {"_engines", "_extras", "_paths", "_quiet", "errors", "backends"},
     "evaluation": {
         "_extras",
+        "_judgements",
         "_lines",
         "_minilm",
         "_paths",
@@ -93,6 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "types",
     },
     "training": {
+        "_judgements",
         "_paths",
         "_printable",
         "_quiet",
@@ -125,6 +128,7 @@ OUTSIDE: dict[str, set[str]] = {
     "_printable": set(),
     "_secrets": set(),
     "_lines": set(),
+    "_judgements": set(),
     "_quiet": {"transformers"},
     "passages": {"numpy"},
     "types": set(),
@@ -169,6 +173,51 @@ def test_each_room_imports_only_what_it_may(path: Path) -> None:
         return
     used = {name.split(".")[1] for name in imports(path) if name.startswith("rerank_plugins.")}
     assert used - {here} <= MAY_IMPORT[here]
+
+
+def private_names(path: Path) -> list[str]:
+    """What a module takes of other rooms' private modules, and of their private names.
+
+    Modules beside the rooms that begin with an underscore, such as `_paths`, are for all of the package.
+    """
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("import_module"):
+            names = [str(getattr(node.args[0], "value", ""))]
+        for name in names:
+            package, _, rest = name.partition(".")
+            owner, *inner = rest.split(".")
+            if package == "rerank_plugins" and owner != room(path):
+                found += [name for part in inner if part.startswith("_")]
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_no_room_reaches_into_another_ones_private_modules(path: Path) -> None:
+    assert private_names(path) == []
+
+
+def test_reaching_into_private_modules_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    path = tmp_path / "cli" / "_some.py"
+    path.parent.mkdir()
+    for code in (
+        "from rerank_plugins.training._data import read_pairs",
+        "from rerank_plugins.backends import _merge",
+        "from rerank_plugins.reranker import _last_said",
+        "import rerank_plugins.backends.http._client",
+        "def f():\n    importlib.import_module('rerank_plugins.backends._files')",
+    ):
+        path.write_text(code)
+        assert len(private_names(path)) == 1, code
+    path.write_text("from rerank_plugins.cli._app import app\nfrom rerank_plugins._paths import new_file\n"
+                    "from rerank_plugins import _paths\nfrom rerank_plugins.training import train\n")  # fmt: skip
+    assert private_names(path) == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rerank_plugins import Reranker
-from rerank_plugins.backends import _pairs
+from rerank_plugins.backends import pairs as backend_pairs
 from rerank_plugins.models import bundled_directory
 from rerank_plugins.testing import check_backend_contract
 
@@ -67,7 +67,7 @@ def test_tokens_are_the_same_wherever_the_parts_end(monkeypatch: pytest.MonkeyPa
     pairs = [(f"query {i}", "word " * (i * 70)) for i in range(10)]
     texts = [text for _, text in pairs]
     whole, offsets = encoder.encode(pairs), encoder.offsets(texts)
-    monkeypatch.setattr(_pairs, "_AT_ONCE", 3)
+    monkeypatch.setattr(backend_pairs, "_AT_ONCE", 3)
     for pair, expected in zip(encoder.encode(pairs), whole, strict=True):
         assert pair.ids.tolist() == expected.ids.tolist()
         assert pair.type_ids.tolist() == expected.type_ids.tolist()

@@ -15,7 +15,7 @@ from rerank_plugins import Reranker
 from rerank_plugins.calibration import Calibration, expected_calibration_error, fit_calibration
 from rerank_plugins.cli._app import app
 from rerank_plugins.errors import ConfigurationError, InputError
-from rerank_plugins.evaluation._thresholds import Threshold, roc_auc, threshold_for
+from rerank_plugins.evaluation.thresholds import Threshold, roc_auc, threshold_for
 from rerank_plugins.testing import FakeBackend
 
 

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from rerank_plugins import Reranker, _threads
 from rerank_plugins._cancellation import Cancellation, Cancelled, cancellation
 from rerank_plugins.backends._merge import SharedBatches
-from rerank_plugins.backends._pairs import EncodedPair, PairEncoder
 from rerank_plugins.backends.base import Batch, LocalBackend
+from rerank_plugins.backends.pairs import EncodedPair, PairEncoder
 from rerank_plugins.batching import BatchCost
 from rerank_plugins.errors import InputError, ScoringError
 from rerank_plugins.testing import FakeBackend

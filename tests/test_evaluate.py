@@ -18,8 +18,8 @@ from rerank_plugins import Reranker, __version__
 from rerank_plugins.cli._app import app
 from rerank_plugins.errors import ConfigurationError, InputError, RerankError, ScoringError
 from rerank_plugins.evaluation import Evaluation, compare, evaluate, write_report
-from rerank_plugins.evaluation._measures import holm, parse_measures, split_measures
 from rerank_plugins.evaluation._report import report_html
+from rerank_plugins.evaluation.measures import holm, parse_measures, split_measures
 from rerank_plugins.testing import FakeBackend
 
 QUERIES = {

@@ -19,7 +19,7 @@ from checkpoints import QUERY, TEXTS, tiny
 from onnx import helper, numpy_helper
 
 from rerank_plugins import Reranker
-from rerank_plugins.backends import _graph, _int8
+from rerank_plugins.backends import onnx_file, quantisation
 from rerank_plugins.conversion import convert
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 
@@ -69,7 +69,7 @@ def error(tmp_path: Path) -> Callable[..., float]:
 
     def measure(values: np.ndarray, weights: np.ndarray, seen: np.ndarray | None = None) -> float:
         graph = matmul(tmp_path / "model.onnx", weights)
-        content = _int8.quantised(graph, [{"values": values if seen is None else seen}])
+        content = quantisation.quantised(graph, [{"values": values if seen is None else seen}])
         exact = values @ weights
         found, other = (run(engine, content, {"values": values}) for engine in ENGINES)
         # All rows but those in which an activation lay in the middle of two steps.
@@ -80,8 +80,8 @@ def error(tmp_path: Path) -> Callable[..., float]:
 
 
 def plan_of(values: np.ndarray, weights: np.ndarray) -> Any:
-    found = _int8._Range(values.min(axis=0), values.max(axis=0), np.square(values).mean(axis=0), len(values))
-    return _int8._plan(found, weights)
+    found = quantisation._Range(values.min(axis=0), values.max(axis=0), np.square(values).mean(axis=0), len(values))
+    return quantisation._plan(found, weights)
 
 
 # How products are rounded.
@@ -122,7 +122,7 @@ def test_hopeless_products_keep_their_activations(
 
 
 def test_zero_stays_zero(tmp_path: Path, values: np.ndarray, weights: np.ndarray) -> None:
-    content = _int8.quantised(matmul(tmp_path / "model.onnx", weights), [{"values": np.abs(values) + 0.1}])
+    content = quantisation.quantised(matmul(tmp_path / "model.onnx", weights), [{"values": np.abs(values) + 0.1}])
     for engine in ENGINES:
         assert not run(engine, content, {"values": np.zeros((3, N_IN), np.float32)}).any()
 
@@ -130,7 +130,7 @@ def test_zero_stays_zero(tmp_path: Path, values: np.ndarray, weights: np.ndarray
 @pytest.mark.parametrize("seen", [np.ones, lambda shape: -np.ones(shape), np.zeros], ids=["above", "below", "zero"])
 def test_activations_of_one_sign_or_none(seen: Callable[..., np.ndarray], tmp_path: Path, weights: np.ndarray) -> None:
     values = seen((N_ROWS, N_IN)).astype(np.float32)
-    content = _int8.quantised(matmul(tmp_path / "model.onnx", weights), [{"values": values}])
+    content = quantisation.quantised(matmul(tmp_path / "model.onnx", weights), [{"values": values}])
     exact = values[:5] @ weights
     for engine in ENGINES:
         found = run(engine, content, {"values": values[:5]})
@@ -143,7 +143,7 @@ def test_activations_of_one_sign_or_none(seen: Callable[..., np.ndarray], tmp_pa
 def test_both_engines_multiply_integers(tmp_path: Path, values: np.ndarray, weights: np.ndarray) -> None:
     import openvino
 
-    content = _int8.quantised(matmul(tmp_path / "model.onnx", weights), [{"values": values}])
+    content = quantisation.quantised(matmul(tmp_path / "model.onnx", weights), [{"values": values}])
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -166,7 +166,7 @@ def test_no_sum_of_two_products_leaves_16_bits(tmp_path: Path) -> None:
     weights[:, 0] = 1.0
     values = np.random.default_rng(3).uniform(0, 1, (N_ROWS, N_IN)).astype(np.float32)
     values[:50] = 1.0
-    content = _int8.quantised(matmul(tmp_path / "model.onnx", weights), [{"values": values}])
+    content = quantisation.quantised(matmul(tmp_path / "model.onnx", weights), [{"values": values}])
     stored = [numpy_helper.to_array(item) for item in onnx.load_from_string(content).graph.initializer]
     integers = next(item for item in stored if item.dtype == np.int8 and item.ndim == 2).astype(int)
     assert np.abs(integers[::2] + integers[1::2]).max() <= 128
@@ -187,11 +187,11 @@ def test_no_sum_of_two_products_leaves_16_bits(tmp_path: Path) -> None:
 
 def test_equal_input_makes_equal_bytes(tmp_path: Path, values: np.ndarray, weights: np.ndarray) -> None:
     graph = matmul(tmp_path / "model.onnx", weights)
-    first, again = (_int8.quantised(graph, [{"values": values}]) for _ in range(2))
+    first, again = (quantisation.quantised(graph, [{"values": values}]) for _ in range(2))
     assert first == again
     # What is only a last digit of an engine's arithmetic does not show.
-    assert _int8.quantised(graph, [{"values": values * np.float32(1 + 1e-7)}]) == first
-    assert _int8.quantised(graph, [{"values": 2 * values}]) != first
+    assert quantisation.quantised(graph, [{"values": values * np.float32(1 + 1e-7)}]) == first
+    assert quantisation.quantised(graph, [{"values": 2 * values}]) != first
 
 
 # Graphs as exporters write them.
@@ -237,9 +237,9 @@ def test_every_form_of_a_product(
     form: Callable[..., Any], engine: str, tmp_path: Path, values: np.ndarray, weights: np.ndarray
 ) -> None:
     graph, bias = form(tmp_path / "model.onnx", weights)
-    content = _int8.quantised(graph, [{"values": values}])
+    content = quantisation.quantised(graph, [{"values": values}])
     (tmp_path / "int8.onnx").write_bytes(content)
-    assert _graph.quantisation(tmp_path / "int8.onnx") == "static"
+    assert onnx_file.quantisation(tmp_path / "int8.onnx") == "static"
     exact = values @ weights + bias
     found = run(engine, content, {"values": values})
     assert 1e-4 < np.sqrt(np.mean((found - exact) ** 2) / np.mean((values @ weights) ** 2)) < 0.02
@@ -257,7 +257,7 @@ def test_weights_that_two_products_share_are_stored_once(engine: str, tmp_path: 
         helper.make_node("MatMul", ["first", "weights"], ["product"]),
     ]
     graph = save(tmp_path / "model.onnx", nodes, {"weights": weights}, n_in=N_OUT)
-    content = _int8.quantised(graph, [{"values": values}])
+    content = quantisation.quantised(graph, [{"values": values}])
     assert len(content) < 1.5 * weights.size
     found, exact = run(engine, content, {"values": values}), values @ weights @ weights
     assert np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)) < 0.03
@@ -275,7 +275,7 @@ def test_tables_are_stored_as_integers(engine: str, tmp_path: Path, weights: np.
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [None]))
     onnx.save(model, str(graph))
     ids = np.arange(500).repeat(3)
-    content = _int8.quantised(graph, [{"ids": ids}])
+    content = quantisation.quantised(graph, [{"ids": ids}])
     found, exact = run(engine, content, {"ids": ids}), table[ids] @ weights
     assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
     assert len(content) < 1.3 * (table.size + weights.size)
@@ -294,7 +294,7 @@ def test_branches_keep_what_they_read(engine: str, tmp_path: Path, values: np.nd
     ]
     bias = np.full(N_OUT, 3, np.float32)
     graph = save(tmp_path / "model.onnx", nodes, {"weights": weights, "bias": bias, "yes": np.array(True)})
-    found = run(engine, _int8.quantised(graph, [{"values": values}]), {"values": values})
+    found = run(engine, quantisation.quantised(graph, [{"values": values}]), {"values": values})
     exact = values @ weights + bias
     assert 1e-4 < np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)) < 0.02
 
@@ -306,7 +306,7 @@ def test_a_graph_without_products_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("Add", ["values", "weights"], ["product"])
     graph = save(tmp_path / "model.onnx", [node], {"weights": np.ones(N_OUT, np.float32)}, n_in=N_OUT)
     with pytest.raises(ModelLoadError, match="no matrix product with float32 weights"):
-        _int8.quantised(graph, [{"values": np.ones((N_ROWS, N_OUT), np.float32)}])
+        quantisation.quantised(graph, [{"values": np.ones((N_ROWS, N_OUT), np.float32)}])
 
 
 def test_half_precision_is_refused(tmp_path: Path, weights: np.ndarray) -> None:
@@ -317,13 +317,13 @@ def test_half_precision_is_refused(tmp_path: Path, weights: np.ndarray) -> None:
     ]
     graph = save(tmp_path / "model.onnx", nodes, {"weights": weights.astype(np.float16)})
     with pytest.raises(ModelLoadError, match="float32 weights"):
-        _int8.quantised(graph, [{"values": np.ones((N_ROWS, N_IN), np.float32)}])
+        quantisation.quantised(graph, [{"values": np.ones((N_ROWS, N_IN), np.float32)}])
 
 
 def test_ranges_that_few_rows_showed_are_not_trusted(tmp_path: Path, values: np.ndarray, weights: np.ndarray) -> None:
     graph = matmul(tmp_path / "model.onnx", weights)
     with pytest.raises(ConfigurationError, match="too short: expected at least 1000 tokens in all, found 999"):
-        _int8.quantised(graph, [{"values": values[:500]}, {"values": values[:499]}])
+        quantisation.quantised(graph, [{"values": values[:500]}, {"values": values[:499]}])
 
 
 @pytest.mark.parametrize(
@@ -339,12 +339,12 @@ def test_ranges_that_few_rows_showed_are_not_trusted(tmp_path: Path, values: np.
 def test_calibration_texts_that_are_none(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigurationError, match=message):
-        _int8.calibration_pairs(tmp_path / "texts.jsonl")
+        quantisation.calibration_pairs(tmp_path / "texts.jsonl")
 
 
 def test_calibration_texts_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none\.jsonl cannot be read"):
-        _int8.calibration_pairs(tmp_path / "none.jsonl")
+        quantisation.calibration_pairs(tmp_path / "none.jsonl")
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         convert(tiny("bert"), tmp_path / "out", int8=True, calibrate=tmp_path / "bytes.jsonl")
@@ -353,7 +353,7 @@ def test_calibration_texts_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_the_texts_of_the_package_are_short_and_of_many_kinds() -> None:
-    pairs = _int8.calibration_pairs()
+    pairs = quantisation.calibration_pairs()
     assert sum(len(query) + len(text) for query, text in pairs) < 13_000
     lengths = [len(text) for _, text in pairs]
     assert min(lengths) < 20
@@ -398,7 +398,7 @@ def test_both_engines_score_alike_and_alone_as_together(directories: dict[str, P
 
 
 def test_own_texts_make_other_scales(directories: dict[str, Path]) -> None:
-    default, own = (_graph.read(directories[name] / "model.onnx") for name in ("int8", "own"))
+    default, own = (onnx_file.read(directories[name] / "model.onnx") for name in ("int8", "own"))
     assert [node.op_type for node in default.graph.node].count("QuantizeLinear") > 0
     assert default.SerializeToString() != own.SerializeToString()
     logits = [Reranker(str(directories[name]), backend="onnx").logits(QUERY, TEXTS) for name in ("float", "own")]
@@ -416,8 +416,8 @@ def test_what_was_made_while_loading_shows_in_the_fingerprint(
         return str(load_backend(settings).fingerprint)
 
     exact, rounded = fingerprint("fp32"), fingerprint("int8")
-    pairs = _int8.calibration_pairs()
-    monkeypatch.setattr(_int8, "calibration_pairs", lambda: pairs[10:])
+    pairs = quantisation.calibration_pairs()
+    monkeypatch.setattr(quantisation, "calibration_pairs", lambda: pairs[10:])
     assert len({exact, rounded, fingerprint("int8")}) == 3
 
 
@@ -486,21 +486,21 @@ def test_how_a_graph_is_quantised_is_read_from_what_it_computes(
     nodes: list[Any], expected: str | None, tmp_path: Path
 ) -> None:
     graph = graph_of(tmp_path / "model.onnx", *nodes, step=np.array(0.5, np.float32), zero=ZERO)
-    assert _graph.quantisation(graph) == expected
+    assert onnx_file.quantisation(graph) == expected
     # Old exporters list weights among the inputs.
     model = onnx.load(str(graph))
     model.graph.input.append(helper.make_tensor_value_info("step", onnx.TensorProto.FLOAT, []))
     onnx.save(model, str(graph))
-    assert _graph.quantisation(graph) == expected
+    assert onnx_file.quantisation(graph) == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph at all", b"\x08\x08"])
 def test_what_is_no_graph_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(ModelLoadError, match="no ONNX graph"):
-        _graph.quantisation(tmp_path / "model.onnx")
+        onnx_file.quantisation(tmp_path / "model.onnx")
     with pytest.raises(ModelLoadError, match="cannot be read"):
-        _graph.read(tmp_path / "none.onnx")
+        onnx_file.read(tmp_path / "none.onnx")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int8, np.uint8, np.int32, np.int64])
@@ -514,8 +514,8 @@ def test_tensors_of_every_type_and_way_of_storing(dtype: Any, raw: bool, tmp_pat
     model = onnx.load(str(graph))
     model.graph.initializer.append(item)
     onnx.save(model, str(graph))
-    (found,) = _graph.read(graph).graph.initializer
-    assert (_graph.array(found, tmp_path) == values).all()
+    (found,) = onnx_file.read(graph).graph.initializer
+    assert (onnx_file.array(found, tmp_path) == values).all()
     assert numpy_helper.to_array(
-        onnx.TensorProto.FromString(_graph.tensor("y", values).SerializeToString())
+        onnx.TensorProto.FromString(onnx_file.tensor("y", values).SerializeToString())
     ).tolist() == (values.tolist())

@@ -8,7 +8,7 @@ import pytest
 from checkpoints import QUERY, TEXTS, _raw_tokenizer
 from tokenizers import Tokenizer
 
-from rerank_plugins.backends._pairs import PairEncoder
+from rerank_plugins.backends.pairs import PairEncoder
 from rerank_plugins.errors import InputError
 
 KINDS = ("wordpiece", "unigram", "bpe-roberta")

@@ -42,7 +42,6 @@ from rerank_plugins.training._card import command, model_card, named, public_nam
 from rerank_plugins.training._data import is_held_out, read_data
 from rerank_plugins.training._loop import _loss
 from rerank_plugins.training._negatives import mined_groups
-from rerank_plugins.training._settings import options
 from rerank_plugins.training._teacher import (
     Teacher,
     as_reranker,
@@ -51,6 +50,7 @@ from rerank_plugins.training._teacher import (
     open_teacher,
     teacher_scores,
 )
+from rerank_plugins.training.settings import options
 
 
 class Places:

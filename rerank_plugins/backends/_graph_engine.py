@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_plugins.backends import _int8
+from rerank_plugins.backends import quantisation
 from rerank_plugins.backends._files import ModelFiles, converted_directory
-from rerank_plugins.backends._pairs import EncodedPair
-from rerank_plugins.backends._weights import why_no_head, why_no_weights
 from rerank_plugins.backends.base import Batch, LocalBackend
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.graphs import DTYPES, Graph, beside, graph_names, read_graph
+from rerank_plugins.backends.pairs import EncodedPair
+from rerank_plugins.backends.weights import why_no_head, why_no_weights
 from rerank_plugins.errors import ConfigurationError, ModelLoadError, RerankError, ScoringError
 from rerank_plugins.settings import Settings
 
@@ -139,7 +139,7 @@ def source(graph: Graph, calibration: Feeds | None) -> Iterator[tuple[str | byte
         if calibration is None:
             yield str(path), ""
             return
-        content = _int8.quantised(path, calibration)
+        content = quantisation.quantised(path, calibration)
     yield content, hashlib.sha256(content).hexdigest()
 
 
@@ -150,7 +150,7 @@ class GraphBackend(LocalBackend):
         checkpoint: The model.
         graph: Its graph.
         precision: What it computes in. ``"int8"`` for a float32 graph makes an int8 one of it, see
-            `rerank_plugins.backends._int8`.
+            `rerank_plugins.backends.quantisation`.
     """
 
     def __init__(self, checkpoint: Checkpoint, graph: Graph, precision: str) -> None:
@@ -180,7 +180,7 @@ class GraphBackend(LocalBackend):
         """Inputs to make an int8 graph with, where one has to be made."""
         if self.precision != "int8" or self._graph.quantisation in ("static", "dynamic"):
             return None
-        pairs = self.encoder.encode(_int8.calibration_pairs())
+        pairs = self.encoder.encode(quantisation.calibration_pairs())
         return [self.feeds(self.collate([pair])) for pair in pairs]
 
     @property

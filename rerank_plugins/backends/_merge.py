@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from rerank_plugins._cancellation import Cancelled, cancellation
 from rerank_plugins._deadline import DeadlineExceeded, remaining_s
-from rerank_plugins.backends._pairs import EncodedPair
+from rerank_plugins.backends.pairs import EncodedPair
 from rerank_plugins.batching import BatchCost, Waiting, next_batch
 from rerank_plugins.errors import ScoringError
 

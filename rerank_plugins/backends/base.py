@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins.backends._merge import SharedBatches
-from rerank_plugins.backends._pairs import EncodedPair, PairEncoder
+from rerank_plugins.backends.pairs import EncodedPair, PairEncoder
 from rerank_plugins.batching import BatchCost
 from rerank_plugins.errors import InputError, ScoringError
 

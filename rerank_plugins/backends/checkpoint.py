@@ -13,11 +13,11 @@ import numpy as np
 from tokenizers import Tokenizer, normalizers
 
 from rerank_plugins.backends._files import ModelFiles
-from rerank_plugins.backends._pairs import PairEncoder
 from rerank_plugins.backends._prompts import Prompt, Render, prompt_of
 from rerank_plugins.backends._schema import MAX_PROMPT, MAX_TEMPLATE, JsonFile, shortened
-from rerank_plugins.backends._weights import is_lfs_pointer
 from rerank_plugins.backends.graphs import Graph
+from rerank_plugins.backends.pairs import PairEncoder
+from rerank_plugins.backends.weights import is_lfs_pointer
 from rerank_plugins.errors import ModelLoadError
 
 __all__ = ["Checkpoint", "Prompt"]

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, normalizers
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins.backends._schema import JsonFile
-from rerank_plugins.backends._weights import check_says
 from rerank_plugins.backends.checkpoint import Checkpoint, Prompt
+from rerank_plugins.backends.weights import check_says
 from rerank_plugins.errors import ModelLoadError, RerankError
 
 __all__ = ["CheckedTransformer", "can_pad", "check_before", "load_checked", "reading"]

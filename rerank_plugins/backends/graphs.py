@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from rerank_plugins._paths import cache_directory
-from rerank_plugins.backends import _graph
+from rerank_plugins.backends import onnx_file
 from rerank_plugins.backends._files import ModelFiles
 from rerank_plugins.backends._schema import MAX_LABELS
-from rerank_plugins.backends._weights import is_lfs_pointer
+from rerank_plugins.backends.weights import is_lfs_pointer
 from rerank_plugins.errors import ModelLoadError
 
 __all__ = ["Graph", "Value", "beside", "graph_names", "read_graph"]
@@ -63,7 +63,7 @@ class Graph:
         path: The file.
         inputs: Its inputs.
         outputs: Its outputs.
-        quantisation: See `rerank_plugins.backends._graph.quantisation`.
+        quantisation: See `rerank_plugins.backends.onnx_file.quantisation`.
         half: Whether its weights are stored in half precision.
         external: Names of the files beside it that hold its weights.
         positions: Rows of its table of positions; None where none was found.
@@ -74,7 +74,7 @@ class Graph:
     path: Path
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    quantisation: _graph.Quantisation | None
+    quantisation: onnx_file.Quantisation | None
     half: bool
     external: tuple[str, ...]
     positions: int | None
@@ -141,7 +141,7 @@ def read_graph(files: ModelFiles, name: str) -> Graph:
     path = files.path / name
     if is_lfs_pointer(path):
         raise ModelLoadError(f"{path} is a Git LFS pointer, not the graph. Fetch it with: git lfs pull")
-    model = _graph.read(path)
+    model = onnx_file.read(path)
     body = model.graph
     external = _external(model, path)
     folder = PurePosixPath(name).parent
@@ -153,15 +153,15 @@ def read_graph(files: ModelFiles, name: str) -> Graph:
         if is_lfs_pointer(path.parent / item):
             raise ModelLoadError(f"{path.parent / item} is a Git LFS pointer. Fetch the weights with: git lfs pull")
     weights = {item.name for item in body.initializer}
-    floats = [item.data_type for item in body.initializer if item.data_type in (_graph.FLOAT, _FLOAT16, _BFLOAT16)]
+    floats = [item.data_type for item in body.initializer if item.data_type in (onnx_file.FLOAT, _FLOAT16, _BFLOAT16)]
     return Graph(
         name=name,
         path=path,
         # Old exporters list the weights among the inputs.
         inputs=tuple(_value(item) for item in body.input if item.name not in weights),
         outputs=tuple(_value(item) for item in body.output),
-        quantisation=_graph.quantisation(model),
-        half=2 * sum(kind != _graph.FLOAT for kind in floats) > len(floats),
+        quantisation=onnx_file.quantisation(model),
+        half=2 * sum(kind != onnx_file.FLOAT for kind in floats) > len(floats),
         external=external,
         positions=_positions(body),
         counts_positions=any(node.op_type == "CumSum" for node in body.node),

@@ -16,10 +16,10 @@ from typing import Any
 from rerank_plugins import models
 from rerank_plugins._fork import fork_waits, with_a_team
 from rerank_plugins.backends._files import ModelFiles
-from rerank_plugins.backends._weights import why_no_weights
 from rerank_plugins.backends.base import Backend, LocalBackend
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.download import fetch_command, open_files, torch_files
+from rerank_plugins.backends.weights import why_no_weights
 from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, RerankError
 from rerank_plugins.settings import Settings
 

@@ -82,8 +82,8 @@ class OpenVinoBackend(GraphBackend):
     Args:
         checkpoint: The model.
         graph: Its graph.
-        precision: ``"fp32"``; ``"bf16"`` where the processor has it; ``"int8"``, see `rerank_plugins.backends._int8`,
-            or as the graph has it; ``"fp16"`` for a graph that is stored so.
+        precision: ``"fp32"``; ``"bf16"`` where the processor has it; ``"int8"``, see
+            `rerank_plugins.backends.quantisation`, or as the graph has it; ``"fp16"`` for a graph that is stored so.
         threads: Threads of one call; None leaves it to the engine.
     """
 

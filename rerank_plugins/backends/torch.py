@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from rerank_plugins._extras import import_extra
 from rerank_plugins._fork import with_a_team
 from rerank_plugins._quiet import no_progress_bars
-from rerank_plugins.backends._weights import check_says
 from rerank_plugins.backends.base import Batch, LocalBackend
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.load import fetch_weights
+from rerank_plugins.backends.weights import check_says
 from rerank_plugins.errors import ConfigurationError, MissingDependencyError, ModelLoadError, ScoringError
 from rerank_plugins.settings import Settings
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rerank_plugins import Reranker
-    from rerank_plugins.evaluation._thresholds import Threshold
+    from rerank_plugins.evaluation.thresholds import Threshold
     from rerank_plugins.training import Pair
 
     Numbers = NDArray[np.float64]
@@ -156,7 +156,7 @@ def _auc(logits: Numbers, truth: NDArray[np.bool_]) -> float:
     Raises:
         InputError: It is no better than chance may give.
     """
-    from rerank_plugins.evaluation._thresholds import chance_auc, roc_auc
+    from rerank_plugins.evaluation.thresholds import chance_auc, roc_auc
 
     auc, relevant = roc_auc(logits, truth), int(truth.sum())
     least = chance_auc(relevant, len(truth) - relevant)
@@ -170,7 +170,7 @@ def _auc(logits: Numbers, truth: NDArray[np.bool_]) -> float:
 
 
 def _propose(scores: Numbers, truth: NDArray[np.bool_], precision: float | None, recall: float | None) -> None:
-    from rerank_plugins.evaluation._thresholds import threshold_for
+    from rerank_plugins.evaluation.thresholds import threshold_for
 
     if precision is None and recall is None:
         precision, recall = PRECISION, RECALL

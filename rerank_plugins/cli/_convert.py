@@ -34,7 +34,7 @@ def convert(
 
     The scores of the graph are compared with those of the checkpoint before anything is written.
     """
-    from rerank_plugins.backends._files import converted_directory
+    from rerank_plugins.backends import converted_directory
     from rerank_plugins.backends.load import open_weights
     from rerank_plugins.cli._progress import bar
     from rerank_plugins.conversion import convert as convert_model

@@ -17,8 +17,8 @@ from rerank_plugins.cli._options import Label, Revision, TrustRemoteCode, class_
 from rerank_plugins.cli._progress import bar
 from rerank_plugins.cli._screen import COMMAND, Screen, echo, styled, write_json
 from rerank_plugins.errors import ConfigurationError
-from rerank_plugins.evaluation._measures import means, split_measures
-from rerank_plugins.evaluation._report import facts_text, interval_text, p_text, tested_text, verdict
+from rerank_plugins.evaluation.measures import means, split_measures
+from rerank_plugins.evaluation.wording import facts_text, interval_text, p_text, tested_text, verdict
 from rerank_plugins.models import BUNDLED_NAME
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _write(
 
 def _tell_trained(names: list[str], folders: list[Path]) -> None:
     """Say which models know the answers."""
-    from rerank_plugins.training._data import is_trained_on
+    from rerank_plugins.training import is_trained_on
 
     for name in names:
         for folder in folders:

@@ -79,7 +79,7 @@ def _would(choice: Any) -> str:
 
 
 def _facts(checkpoint: Any) -> dict[str, Any]:
-    from rerank_plugins.backends._weights import tensors, weight_names, why_no_weights
+    from rerank_plugins.backends.weights import tensors, weight_names, why_no_weights
     from rerank_plugins.errors import RerankError
 
     files = checkpoint.files

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from rerank_plugins.training._settings import flags_of
+from rerank_plugins.training.settings import flags_of
 
 Model = Annotated[
     str | None,

@@ -10,7 +10,7 @@ import typer
 from rerank_plugins._extras import import_extra
 from rerank_plugins.cli._options import JudgedData, takes_options
 from rerank_plugins.cli._screen import echo
-from rerank_plugins.training._settings import TrainSettings
+from rerank_plugins.training import TrainSettings
 
 if TYPE_CHECKING:
     from rerank_plugins.training import TrainedModel
@@ -51,8 +51,6 @@ def train(
 
 def _tell_quality(result: TrainedModel, out: Path) -> None:
     """The measures, how many queries they rest on, and what they are to be compared with."""
-    from rerank_plugins.training._card import FEW_QUERIES
-
     run, count = result.result, result.held_out
     if run.best is None:
         echo("Warning: no query was held out, so nothing was measured. Give more queries, or a split.", err=True)
@@ -60,7 +58,7 @@ def _tell_quality(result: TrainedModel, out: Path) -> None:
     echo(f"nDCG@10 of {count} held-out queries {run.measures[0]:.4f} at the start, {run.best:.4f} after training")
     if result.bundled is not None:
         echo(f"nDCG@10 of the bundled model on them {result.bundled:.4f}")
-    if count < FEW_QUERIES:
+    if result.says_little:
         echo(
             f"Warning: {count} held-out quer{'y is' if count == 1 else 'ies are'} few, and chose the weights too: "
             'these figures say little. Hold out more with "split": "dev", or measure on other queries: rerank-plugins '

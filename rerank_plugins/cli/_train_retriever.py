@@ -10,7 +10,7 @@ import typer
 from rerank_plugins._extras import import_extra
 from rerank_plugins.cli._options import takes_options
 from rerank_plugins.cli._screen import echo
-from rerank_plugins.training._settings import RetrieverSettings
+from rerank_plugins.training import RetrieverSettings
 
 __all__ = ["train_retriever"]
 

@@ -23,11 +23,11 @@ from rerank_plugins._engines import onnxruntime
 from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import read_as_umask_says, writable_directory
 from rerank_plugins._quiet import no_progress_bars
-from rerank_plugins.backends import _int8
-from rerank_plugins.backends._pairs import PairEncoder
+from rerank_plugins.backends import quantisation
 from rerank_plugins.backends.base import collate
 from rerank_plugins.backends.checkpoint import Checkpoint
 from rerank_plugins.backends.load import open_weights
+from rerank_plugins.backends.pairs import PairEncoder
 from rerank_plugins.conversion._first_token import first_token_only
 from rerank_plugins.conversion._weights import store
 from rerank_plugins.errors import ConfigurationError, ModelLoadError, ScoringError
@@ -143,7 +143,7 @@ def convert(
         raise ConfigurationError(f"{out} is not empty. Give another directory, or overwrite=True to replace it.")
     if calibrate is not None and not int8:
         raise ConfigurationError("calibrate has texts to find the scales of int8 with: give int8=True as well.")
-    texts = _int8.calibration_pairs(calibrate) if int8 else []
+    texts = quantisation.calibration_pairs(calibrate) if int8 else []
     for module in ("torch", "sentence_transformers", "onnx"):
         import_extra(module, "train")
     writable_directory(out.parent)
@@ -289,7 +289,7 @@ def _export(source: _Source, graph: Path, opset: int) -> tuple[list[str], str]:
 def _round(source: _Source, graph: Path, texts: Sequence[tuple[str, str]]) -> None:
     """Puts the int8 graph in the place of a float32 one."""
     batches = [_encode(source, [pair], source.encoder.limit) for pair in texts]
-    content = _int8.quantised(graph, [{name: batch[name].numpy() for name in source.names} for batch in batches])
+    content = quantisation.quantised(graph, [{name: batch[name].numpy() for name in source.names} for batch in batches])
     for leftover in graph.parent.iterdir():
         leftover.unlink()
     graph.write_bytes(content)

@@ -3,14 +3,16 @@
 from rerank_plugins.evaluation._beir import (
     BeirDataset,
     Run,
+    Scorer,
     first_stage_run,
     read_beir,
     rerank_run,
+    score_texts,
 )
 from rerank_plugins.evaluation._evaluate import evaluate
-from rerank_plugins.evaluation._measures import DEFAULT_MEASURES, Comparison, compare, measure_run
 from rerank_plugins.evaluation._report import write_report
 from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelResult, Speed
+from rerank_plugins.evaluation.measures import DEFAULT_MEASURES, Comparison, compare, measure_run
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -20,6 +22,7 @@ __all__ = [
     "Evaluation",
     "ModelResult",
     "Run",
+    "Scorer",
     "Speed",
     "compare",
     "evaluate",
@@ -27,5 +30,6 @@ __all__ = [
     "measure_run",
     "read_beir",
     "rerank_run",
+    "score_texts",
     "write_report",
 ]

@@ -11,9 +11,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_plugins._lines import found_keys, read_lines, read_objects
-from rerank_plugins.errors import ConfigurationError, InputError, ScoringError
-from rerank_plugins.evaluation._pairs import PAIRS, QUERIES, pairs_of_file
+from rerank_plugins._judgements import (
+    PAIRS,
+    QUERIES,
+    find_file,
+    number_of,
+    pairs_of_file,
+    read_queries,
+    read_rows,
+    read_texts,
+)
+from rerank_plugins._lines import read_lines
+from rerank_plugins.errors import InputError, ScoringError
 
 Run = dict[str, dict[str, float]]
 """Scores by query id and document id; higher is better."""
@@ -57,55 +66,6 @@ class BeirDataset:
         return [query for query in self.queries if max(self.qrels.get(query, {}).values(), default=0) > 0]
 
 
-def read_texts(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, id and text, the title in front, of each line of a queries or corpus file.
-
-    Raises:
-        InputError: If a line is not valid, with the file and the line number.
-    """
-    expected = '{"_id", "text", "title"?}'
-    for row, where in read_objects(path, expected):
-        if lacking := found_keys(row, ["_id", "text"]):
-            raise InputError(f"{where}: expected an object {expected}; this one {lacking}.")
-        name, text, title = row["_id"], row["text"], row.get("title") or ""
-        if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(title, str):
-            raise InputError(
-                f"{where}: expected texts in {expected}; got {type(name).__name__}, {type(text).__name__} and "
-                f"{type(title).__name__}."
-            )
-        title = title.strip()
-        yield int(where.rsplit(" ", 1)[-1]), str(name), f"{title} {text}" if title else text
-
-
-def read_queries(path: Path) -> dict[str, str]:
-    """Text by query id.
-
-    Raises:
-        InputError: If a line is not valid or a query is blank, with the file and the line number.
-    """
-    found = {}
-    for number, name, text in read_texts(path):
-        if not text.strip():
-            raise InputError(f"{path}, line {number}: the query is blank; give it a text, or delete the line.")
-        found[name] = text
-    return found
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
-    """Line number, query id, document id and number of each line of a tab-separated file.
-
-    Raises:
-        InputError: If a line is not valid, with the file and the line number.
-    """
-    for number, line in read_lines(path):
-        fields = line.split("\t")
-        if number == 1 and fields[0] in {"query-id", "query_id", "qid"}:
-            continue
-        if len(fields) < 3:
-            raise InputError(f"{path}, line {number}: expected query id, document id and a number between tabs.")
-        yield number, fields[0], fields[1], _number(path, number, fields[2])
-
-
 def _trec_rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
     for number, line in read_lines(path):
         fields = line.split()
@@ -116,32 +76,7 @@ def _trec_rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
                 "ends in .tsv."
             )
         # Evaluation tools read the score and ignore the rank.
-        yield number, fields[0], fields[2], -_number(path, number, fields[4])
-
-
-def _number(path: Path, line: int, field: str) -> float:
-    try:
-        value = float(field)
-    except ValueError as error:
-        raise InputError(f"{path}, line {line}: {field!r} is not a number.") from error
-    if not np.isfinite(value):
-        raise InputError(f"{path}, line {line}: expected a finite number, got {field!r}.")
-    return value
-
-
-def find_file(folder: Path, *names: str) -> Path:
-    """The first of some files that a folder holds.
-
-    Raises:
-        ConfigurationError: It holds none of them.
-    """
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigurationError(
-        f"{folder} holds no {' or '.join(names)}. A BEIR folder has queries.jsonl, corpus.jsonl[.gz] and qrels.tsv; "
-        'judged pairs are a file of JSON lines {"query", "passage", "label"}.'
-    )
+        yield number, fields[0], fields[2], -number_of(path, number, fields[4])
 
 
 def read_collection(path: str | os.PathLike[str]) -> BeirDataset:

@@ -14,15 +14,15 @@ import numpy as np
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.evaluation._beir import BeirDataset, Scorer, folder_name, read_collection, score_texts
 from rerank_plugins.evaluation._first_stage import Embed, Progress, with_first_stage
-from rerank_plugins.evaluation._measures import (
+from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelResult, Speed
+from rerank_plugins.evaluation._store import ScoreFile, pair_key
+from rerank_plugins.evaluation.measures import (
     DEFAULT_MEASURES,
     best_order,
     compare,
     measure_queries,
     parse_measures,
 )
-from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelResult, Speed
-from rerank_plugins.evaluation._store import ScoreFile, pair_key
 from rerank_plugins.reranker import Reranker
 
 _PathLike = str | os.PathLike[str]

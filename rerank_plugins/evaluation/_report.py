@@ -11,9 +11,10 @@ from rerank_plugins import __version__
 from rerank_plugins._paths import write_file
 from rerank_plugins._printable import printable
 from rerank_plugins._secrets import without_passwords
-from rerank_plugins.evaluation._measures import Comparison, means
 from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelResult
-from rerank_plugins.evaluation._svg import Point, escape, gains_plot, measure_value, moves_plot, quality_plot
+from rerank_plugins.evaluation._svg import Point, escape, gains_plot, moves_plot, quality_plot
+from rerank_plugins.evaluation.measures import means
+from rerank_plugins.evaluation.wording import facts_text, interval_text, p_text, tested_text, value_text, verdict
 
 _EXAMPLES = 5
 _SHOWN = 3
@@ -108,20 +109,6 @@ def _made(evaluation: Evaluation, command: str | None) -> str:
     return line
 
 
-def tested_text(evaluation: Evaluation) -> str:
-    """How many differences were tested, and how many of them are clear after the correction for that; perhaps none."""
-    values = evaluation.corrected()
-    known = [value for value in values.values() if value is not None]
-    clear = sum(value < 0.05 for value in known)
-    if len(known) < 2:
-        return ""
-    return (
-        f"The first measure, {evaluation.measures[0]}, is the one to go by. {len(known)} differences were tested in "
-        f"all, and with so many some look clear by chance: after Holm's correction {clear or 'none'} of them "
-        f"{'is' if clear == 1 else 'are'} (p below 0.05)."
-    )
-
-
 _NOTES = """<h2>How to read this</h2>
 <ul>
 <li>Every model re-sorts the candidates that the first stage found; both orders are measured over the same candidates.
@@ -148,29 +135,6 @@ def _short(name: str) -> str:
     return _foreign(name if len(name) <= 60 else f"{name[:40]}…{name[-16:]}")
 
 
-def p_text(p_value: float | None) -> str:
-    """A p-value as it is printed."""
-    if p_value is None:
-        return "–"
-    return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
-
-
-def interval_text(comparison: Comparison) -> str:
-    """The confidence interval of a difference as it is printed."""
-    if comparison.low is None or comparison.high is None:
-        return "–"
-    return f"{comparison.low:+.4f} … {comparison.high:+.4f}"
-
-
-def verdict(comparison: Comparison) -> str:
-    """``"better"`` or ``"worse"`` where the confidence interval leaves out 0, otherwise ``"unclear"``."""
-    if comparison.low is not None and comparison.low > 0:
-        return "better"
-    if comparison.high is not None and comparison.high < 0:
-        return "worse"
-    return "unclear"
-
-
 def _verdict(result: DatasetResult, model: ModelResult) -> str:
     measure = result.measures[0]
     found = model.comparisons[measure]
@@ -185,7 +149,7 @@ def _verdict(result: DatasetResult, model: ModelResult) -> str:
     )
     return (
         f"<b>{_foreign(model.name)}</b> {words} {escape(measure)} on {_foreign(result.name)}: "
-        f"{measure_value(found.before)} → {measure_value(found.after)} "
+        f"{value_text(found.before)} → {value_text(found.after)} "
         f"(95 % interval of the difference {interval_text(found)}, p {p_text(found.p_value)}); "
         f"{found.better} queries better, {found.worse} worse, {found.same} the same."
     )
@@ -211,7 +175,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -
 def _summary(evaluation: Evaluation) -> str:
     names = [("first stage", None), *((name, name) for name in evaluation.model_names)]
     rows = [
-        [_short(label), *(measure_value(evaluation.mean(measure, name)) for measure in evaluation.measures)]
+        [_short(label), *(value_text(evaluation.mean(measure, name)) for measure in evaluation.measures)]
         for label, name in names
     ]
     head = ["", *(escape(measure) for measure in evaluation.measures)]
@@ -228,14 +192,14 @@ def _dataset(result: DatasetResult, corrected: Mapping[tuple[str, str, str], flo
                 [
                     _short(model.name) if place == 0 else "",
                     escape(measure),
-                    measure_value(found.before),
-                    f"<b>{measure_value(found.after)}</b>",
+                    value_text(found.before),
+                    f"<b>{value_text(found.after)}</b>",
                     f'<span class="{style}">{found.difference:+.4f}</span>',
                     interval_text(found),
                     escape(p_text(found.p_value)),
                     escape(p_text(corrected[result.name, model.name, measure])),
                     f"{found.better} / {found.worse} / {found.same}",
-                    measure_value(ceiling[measure]),
+                    value_text(ceiling[measure]),
                 ]
             )
     head = ["model", "measure", "first stage", "reranked", "difference", "95 % interval", "p", "p, Holm",
@@ -259,23 +223,6 @@ def _dataset(result: DatasetResult, corrected: Mapping[tuple[str, str, str], flo
         f"{_speeds(result)}<h3>Quality against latency</h3>{plot and _scrolling(plot)}"
         f"<p class=soft>{escape(plotted)}; the bar is the 95 % interval of the difference to the first stage.</p>"
         + "".join(_model(result, model) for model in result.models)
-    )
-
-
-def facts_text(result: DatasetResult) -> str:
-    """Which queries were measured, and over what."""
-    left_out = [
-        f"{count} {what}"
-        for count, what in (
-            (result.unjudged, "left out for having no judgement"),
-            (result.without_relevant, "left out for having no relevant document"),
-            (result.without_candidates, "without candidates, counted as 0"),
-        )
-        if count
-    ]
-    return (
-        f"{len(result.queries)} queries, {len(result.dataset.documents):,} documents; top {result.top_k} of "
-        f"{result.first_stage}" + (f"; queries {', '.join(left_out)}" if left_out else "")
     )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from rerank_plugins._paths import writable_directory, write_file
 from rerank_plugins.errors import InputError
 from rerank_plugins.evaluation._beir import BeirDataset
-from rerank_plugins.evaluation._measures import Comparison, Values, holm, means
 from rerank_plugins.evaluation._store import slug
+from rerank_plugins.evaluation.measures import Comparison, Values, holm, means
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape as _escape
 
 from rerank_plugins._printable import printable
+from rerank_plugins.evaluation.wording import value_text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a0d3")
 """Colours that stay apart for colour-blind readers (after Okabe and Ito)."""
@@ -74,7 +75,7 @@ def quality_plot(points: Sequence[Point], first: float, ceiling: float, measure:
             )
         parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" stroke="{colour}" stroke-width="2" '
-            f'fill="{"none" if p.earlier else colour}"><title>{escape(p.name)}: {measure_value(p.y)}, {p.x:.3g} ms'
+            f'fill="{"none" if p.earlier else colour}"><title>{escape(p.name)}: {value_text(p.y)}, {p.x:.3g} ms'
             f"{' (timed by an earlier run)' if p.earlier else ''}</title></circle>"
         )
         # Labels of models that lie close together are pushed apart.
@@ -84,11 +85,6 @@ def quality_plot(points: Sequence[Point], first: float, ceiling: float, measure:
         parts.append(_text(x - 10 if to_left else x + 10, label_y, name, "end" if to_left else "start"))
     parts.append(_text((left + width - right) / 2, height - 8, "median time of a query in ms", "middle"))
     return _svg(width, height, f"{measure} against latency", parts)
-
-
-def measure_value(value: float) -> str:
-    """A measure as it is printed."""
-    return f"{value:.4f}"
 
 
 def gains_plot(changes: Sequence[tuple[str, float]], measure: str) -> str:

@@ -4,14 +4,14 @@ Bi-encoders are trained by sentence-transformers' trainer, cross-encoders by the
 measured reason. Needs the extra ``train``.
 """
 
-from rerank_plugins.evaluation._pairs import Pair, Triple
+from rerank_plugins._judgements import Pair, Triple
 from rerank_plugins.training._api import train
-from rerank_plugins.training._data import Group, read_pairs, read_triples
+from rerank_plugins.training._data import Group, is_trained_on, read_pairs, read_triples
 from rerank_plugins.training._loop import fit
 from rerank_plugins.training._negatives import MinedTriples, mine
 from rerank_plugins.training._results import TrainedModel, TrainedRetriever, TrainingResult
 from rerank_plugins.training._retriever import train_retriever
-from rerank_plugins.training._settings import RetrieverSettings, TrainingConfig, TrainSettings
+from rerank_plugins.training.settings import RetrieverSettings, TrainingConfig, TrainSettings
 
 __all__ = [
     "Group",
@@ -25,6 +25,7 @@ __all__ = [
     "TrainingResult",
     "Triple",
     "fit",
+    "is_trained_on",
     "mine",
     "read_pairs",
     "read_triples",

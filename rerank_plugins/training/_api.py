@@ -38,8 +38,8 @@ from rerank_plugins.training._mining import BiEncoder, torch_device
 from rerank_plugins.training._model import fold, miner_of, start
 from rerank_plugins.training._negatives import mined_groups
 from rerank_plugins.training._results import TrainedModel
-from rerank_plugins.training._settings import Directory, Paths, Progress, TrainSettings, takes
 from rerank_plugins.training._teacher import MINER, as_reranker, distilled, open_teacher, teacher_scores
+from rerank_plugins.training.settings import Directory, Paths, Progress, TrainSettings, takes
 
 _WORK = ".training"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rerank_plugins import models
 from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import cache_directory
-from rerank_plugins.backends import _graph as graph_file
+from rerank_plugins.backends import onnx_file
 from rerank_plugins.errors import ModelLoadError
 
 __all__ = ["bundled_checkpoint", "float_weights"]
@@ -90,8 +90,8 @@ def float_weights(graph: Path) -> dict[str, Floats]:
 
 class _Weights:
     def __init__(self, graph: Path) -> None:
-        model = graph_file.read(graph)
-        self.stored = {item.name: graph_file.array(item, graph.parent) for item in model.graph.initializer}
+        model = onnx_file.read(graph)
+        self.stored = {item.name: onnx_file.array(item, graph.parent) for item in model.graph.initializer}
         self.nodes = []
         for node in model.graph.node:
             # The exporter stores equal weights, such as biases of zeros, once.
@@ -141,7 +141,7 @@ class _Weights:
         """Of a linear layer with this bias the matrix, shape (n_in, n_out)."""
         if node.op_type == "Gemm":
             weights = self._value(node.input[1])
-            return np.asarray(weights.T if graph_file.attributes(node).get("transB", 0) else weights, dtype=np.float32)
+            return np.asarray(weights.T if onnx_file.attributes(node).get("transB", 0) else weights, dtype=np.float32)
         (term,) = (self.made_by[name] for name in node.input if name != bias)
         parts = [self.made_by[name] for name in term.input] if term.op_type == "Add" else [term]
         matrices = [self._product(part) for part in parts]

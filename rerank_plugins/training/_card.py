@@ -19,12 +19,9 @@ from rerank_plugins.training._data import DataSource
 from rerank_plugins.training._mining import torch_device
 from rerank_plugins.training._model import BUNDLED, MINILM
 from rerank_plugins.training._results import TrainedModel, TrainedRetriever
-from rerank_plugins.training._settings import RetrieverSettings, TrainSettings, options
+from rerank_plugins.training.settings import RetrieverSettings, TrainSettings, options
 
 NOT_STATED = "not stated"
-FEW_QUERIES = 50
-"""Held-out queries below which a mean says little: the standard error of nDCG@10 is then about 0.05."""
-
 _FLATTERED = "the figures after training are a little flattered. Nothing is known about other domains or languages."
 
 
@@ -211,7 +208,7 @@ def _quality(trained: TrainedModel) -> list[str]:
         parts.append("**Training did not improve the order of the held-out queries.**")
     if bundled is not None and not after > bundled:
         parts.append(f"**{models.BUNDLED_NAME}, which was not trained on this data, orders them no worse.**")
-    if count < FEW_QUERIES:
+    if trained.says_little:
         parts.append(
             f"**{count} held-out queries are few: another {count} could give figures that differ by several "
             "hundredths.**"

@@ -12,12 +12,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rerank_plugins._judgements import (
+    QUERIES,
+    Pair,
+    Triple,
+    find_file,
+    pairs_file,
+    pairs_of_file,
+    read_queries,
+    read_rows,
+    read_texts,
+    triples_of_file,
+)
 from rerank_plugins._paths import new_file
 from rerank_plugins._printable import json_text, parse_json
 from rerank_plugins.errors import InputError, RerankError
-from rerank_plugins.evaluation._beir import find_file, read_queries, read_rows, read_texts
-from rerank_plugins.evaluation._pairs import QUERIES, Pair, Triple, pairs_file, pairs_of_file, triples_of_file
-from rerank_plugins.training._settings import Paths
+from rerank_plugins.training.settings import Paths
 
 
 @dataclass(frozen=True, slots=True)

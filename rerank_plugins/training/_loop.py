@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._machine import native_bf16
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training._data import Group
-from rerank_plugins.training._mining import native_bf16, torch_device
+from rerank_plugins.training._mining import torch_device
 from rerank_plugins.training._model import body_and_head
 from rerank_plugins.training._results import TrainingResult
-from rerank_plugins.training._settings import Progress, TrainingConfig
+from rerank_plugins.training.settings import Progress, TrainingConfig
 
 
 def ndcg(scores: Sequence[float] | NDArray[Any], gains: Sequence[float], k: int = 10) -> float:
@@ -220,7 +221,7 @@ class _Run:
         self.latest, self.best_file = folder / "checkpoint.pt", folder / "best.pt"
         # Evaluation mode throughout: dropout costs time and, over a single epoch, helps nothing.
         model.to(self.device).eval()
-        bf16 = native_bf16(self.device) if config.bf16 is None else config.bf16
+        bf16 = native_bf16(self.device, "train") if config.bf16 is None else config.bf16
         self.scorer = Scorer(
             model, max_length=config.max_length, micro_batch=config.micro_batch, bf16=bf16, device=self.device
         )

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
-from rerank_plugins._machine import bf16_is_slow
+from rerank_plugins._machine import native_bf16
 from rerank_plugins.training._data import Group, normalise
-from rerank_plugins.training._settings import Progress
+from rerank_plugins.training.settings import Progress
 
 Vectors = NDArray[np.float32]
 
@@ -28,16 +28,6 @@ def torch_device(device: str | None) -> str:
     """The torch device to use: the given one; for None a GPU where there is one, otherwise the CPU."""
     torch: Any = import_extra("torch", "train")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def native_bf16(device: str) -> bool:
-    """Whether a torch device multiplies bfloat16 faster than float32. Emulated, it is several times slower."""
-    torch: Any = import_extra("torch", "train")
-    kind = device.split(":")[0]
-    if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    has = kind == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return has and not bf16_is_slow()
 
 
 class BiEncoder:
@@ -56,7 +46,7 @@ class BiEncoder:
         self._device = torch_device(device)
         model = transformers.AutoModel.from_pretrained(os.fspath(path), attn_implementation="eager")
         self._model = model.eval().to(self._device)
-        self._bf16 = native_bf16(self._device)
+        self._bf16 = native_bf16(self._device, "train")
         self._max_length = max_length
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None, batch_tokens: int = 8192) -> Vectors:

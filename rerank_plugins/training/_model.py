@@ -8,8 +8,8 @@ from typing import Any
 
 from rerank_plugins._extras import import_extra
 from rerank_plugins._minilm import minilm_directory
-from rerank_plugins.backends._weights import why_no_head
 from rerank_plugins.backends.load import open_weights
+from rerank_plugins.backends.weights import why_no_head
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 from rerank_plugins.training._bundled import bundled_checkpoint

@@ -14,18 +14,18 @@ from typing import BinaryIO, TextIO, cast
 import numpy as np
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._judgements import Pair
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins._paths import new_file, writable_directory
 from rerank_plugins._printable import json_text
 from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError, InputError
-from rerank_plugins.evaluation._beir import score_texts
-from rerank_plugins.evaluation._pairs import Pair
+from rerank_plugins.evaluation import score_texts
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._data import Group, answered, normalise, normalised, read_data
 from rerank_plugins.training._mining import BiEncoder, Vectors, labelled_groups, top
-from rerank_plugins.training._settings import Model, Paths, Progress, filter_limit
 from rerank_plugins.training._teacher import as_reranker, sentence_encoders
+from rerank_plugins.training.settings import Model, Paths, Progress, filter_limit
 
 Labels = dict[str, float]
 

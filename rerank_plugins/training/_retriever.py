@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._judgements import Pair, Triple
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins._paths import read_as_umask_says, writable_directory, write_file
 from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError, InputError, ModelLoadError
-from rerank_plugins.evaluation._pairs import Pair, Triple
 from rerank_plugins.training._card import named, retriever_card
 from rerank_plugins.training._data import Group, as_paths, read_triple_data, split_pairs
 from rerank_plugins.training._results import TrainedRetriever
 from rerank_plugins.training._retriever_trainer import MEASURES, Run, fit_encoder, resume
-from rerank_plugins.training._settings import Directory, Model, Paths, Progress, RetrieverSettings, options, takes
 from rerank_plugins.training._teacher import as_reranker, open_teacher, teacher_scores
+from rerank_plugins.training.settings import Directory, Model, Paths, Progress, RetrieverSettings, options, takes
 
 COSINE_MARGIN = 0.25
 """Root mean square to which the teacher's margins are scaled before cosines are fitted to them."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugins._extras import import_extra
+from rerank_plugins._machine import native_bf16
 from rerank_plugins._paths import write_file
 from rerank_plugins.errors import ConfigurationError
-from rerank_plugins.training._mining import native_bf16
-from rerank_plugins.training._settings import Progress
+from rerank_plugins.training.settings import Progress
 
 EVALUATIONS = 5
 """How often the dev queries are measured, spread evenly over the steps."""
@@ -115,7 +115,7 @@ def _train(encoder: Any, data: Any, evaluator: Any, run: Run, last: Path | None,
         batch_sampler="no_duplicates" if contrastive else "batch_sampler",
         prompts={column: prompt for column, prompt in prompts.items() if prompt} or None,
         use_cpu=kind == "cpu",
-        bf16=native_bf16(kind),
+        bf16=native_bf16(kind, "train"),
         eval_strategy="no" if evaluator is None else "steps",
         eval_steps=every,
         save_strategy="steps",

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rerank_plugins._extras import import_extra
 from rerank_plugins.backends.load import open_weights
 from rerank_plugins.errors import ModelLoadError
-from rerank_plugins.evaluation._beir import score_texts
+from rerank_plugins.evaluation import score_texts
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.training._data import Group, normalised
 from rerank_plugins.training._mining import COSINE_TEMPERATURE, BiEncoder, Vectors, softmax
-from rerank_plugins.training._settings import Model, Progress
+from rerank_plugins.training.settings import Model, Progress
 
 MINER = "miner"
 """As ``teacher``: the bi-encoder that mines the negatives."""

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins import _engines
-from rerank_plugins.backends import _graph
+from rerank_plugins.backends import onnx_file
 from rerank_plugins.errors import ConfigurationError, ModelLoadError
 
 __all__ = ["calibration_pairs", "quantised"]
@@ -108,7 +108,7 @@ def quantised(graph: str | os.PathLike[str], feeds: Iterable[Mapping[str, NDArra
         ConfigurationError: The feeds are too few to know any range.
         ModelLoadError: The graph has no large matrix product with float32 weights, or is too large for one file.
     """
-    model = _graph.read(graph)
+    model = onnx_file.read(graph)
     folder = Path(graph).parent
     none = ModelLoadError(
         f"{graph} has no matrix product with float32 weights that int8 could speed up. Give the float32 graph."
@@ -145,11 +145,11 @@ class _Product(NamedTuple):
 
 
 def _products(model: Any) -> list[_Product]:
-    fixed = _graph.constants(model)
-    halves = {item.name for item in model.graph.initializer if item.data_type != _graph.FLOAT}
+    fixed = onnx_file.constants(model)
+    halves = {item.name for item in model.graph.initializer if item.data_type != onnx_file.FLOAT}
     found = []
     for node in model.graph.node:
-        settings = _graph.attributes(node)
+        settings = onnx_file.attributes(node)
         if node.op_type not in ("MatMul", "Gemm") or node.domain or settings.get("transA"):
             continue
         if settings.get("alpha", 1) != 1 or settings.get("beta", 1) != 1:
@@ -193,7 +193,7 @@ def _observe(
     options.log_severity_level = 4
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    outside = {item.name: _graph.array(item, folder) for item in model.graph.initializer if _graph.external(item)}
+    outside = {item.name: onnx_file.array(item, folder) for item in model.graph.initializer if onnx_file.external(item)}
     if outside:
         values = [runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(item)) for item in outside.values()]
         options.add_external_initializers(list(outside), values)
@@ -203,11 +203,11 @@ def _observe(
     sources = list(dict.fromkeys(item.source for item in products))
     watched = type(model).FromString(model.SerializeToString())
     for name in (*sources, *made):
-        _graph.add_output(watched, name)
+        onnx_file.add_output(watched, name)
     session = runtime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     matrices: dict[str, Any] = {
-        name: outside[name] if name in outside else _graph.array(stored[name], folder)
+        name: outside[name] if name in outside else onnx_file.array(stored[name], folder)
         for name in weights
         if name in stored
     }
@@ -410,14 +410,14 @@ class _Writer:
             axis = 1 if product.transposed else 0
             steps = np.maximum(np.abs(matrix).max(axis=axis, keepdims=True), 1e-8).astype(np.float32) / np.float32(127)
             # Engines compute it once while loading; a DequantizeLinear they would keep.
-            integers = self._add("Cast", [self._constant(_integers(matrix, steps))], to=_graph.FLOAT)
+            integers = self._add("Cast", [self._constant(_integers(matrix, steps))], to=onnx_file.FLOAT)
             return self._add("Mul", [integers, self._constant(steps)])
 
         return self._once(f"floats {product.weights} {product.transposed}", make)
 
     def _is_table(self, node: Any) -> bool:
         table = self.stored.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or table.data_type != _graph.FLOAT or _graph.attributes(node).get("axis", 0):
+        if table is None or table.data_type != onnx_file.FLOAT or onnx_file.attributes(node).get("axis", 0):
             return False
         return len(table.dims) == 2 and min(table.dims) >= SMALLEST
 
@@ -426,13 +426,13 @@ class _Writer:
         table, indices = node.input
 
         def make(of_steps: bool) -> str:
-            values = _graph.array(self.stored[table], self.folder)
+            values = onnx_file.array(self.stored[table], self.folder)
             steps = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-8).astype(np.float32) / np.float32(127)
             return self._constant(steps if of_steps else _integers(values, steps))
 
         rows = self._add("Gather", [self._once(f"rows {table}", lambda: make(False)), indices], axis=0)
         steps = self._add("Gather", [self._once(f"steps {table}", lambda: make(True)), indices], axis=0)
-        self._add("Mul", [self._add("Cast", [rows], to=_graph.FLOAT), steps])
+        self._add("Mul", [self._add("Cast", [rows], to=onnx_file.FLOAT), steps])
         self.nodes[-1].output[0] = node.output[0]
 
     def _name(self) -> str:
@@ -446,12 +446,12 @@ class _Writer:
 
     def _constant(self, values: NDArray[Any]) -> str:
         name = self._name()
-        self.graph.initializer.append(_graph.tensor(name, values))
+        self.graph.initializer.append(onnx_file.tensor(name, values))
         return name
 
     def _add(self, kind: str, inputs: Sequence[str], *, domain: str = "", **attributes: int) -> str:
         name = self._name()
-        self.nodes.append(_graph.node(kind, inputs, name, domain=domain, **attributes))
+        self.nodes.append(onnx_file.node(kind, inputs, name, domain=domain, **attributes))
         return name
 
     def _keep_what_is_used(self) -> None:
@@ -461,11 +461,11 @@ class _Writer:
         for node in reversed(self.nodes):
             if any(name in used for name in node.output):
                 kept.append(node)
-                used.update(_graph.read_by(node))
+                used.update(onnx_file.read_by(node))
         initializers = [item for item in self.graph.initializer if item.name in used]
         tensors = [
-            _graph.tensor(item.name, _graph.array(item, self.folder)) if _graph.external(item) else item
+            onnx_file.tensor(item.name, onnx_file.array(item, self.folder)) if onnx_file.external(item) else item
             for item in initializers
         ]
-        _graph.replace(self.graph.node, kept[::-1])
-        _graph.replace(self.graph.initializer, tensors)
+        onnx_file.replace(self.graph.node, kept[::-1])
+        onnx_file.replace(self.graph.initializer, tensors)

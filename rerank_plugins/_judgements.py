@@ -1,12 +1,14 @@
-"""Judged pairs and triples in JSON lines: read, and every line checked."""
+"""Judged pairs and triples in JSON lines, and the files of BEIR folders: read, and every line checked."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerank_plugins._lines import found_keys, read_objects
+from rerank_plugins._lines import found_keys, read_lines, read_objects
 from rerank_plugins.errors import ConfigurationError, InputError
 
 PAIRS = ("pairs.jsonl", "pairs.jsonl.gz")
@@ -169,3 +171,82 @@ def _is_score(value: Any) -> bool:
     if value is None:
         return True
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def read_texts(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, id and text, the title in front, of each line of a queries or corpus file.
+
+    Raises:
+        InputError: If a line is not valid, with the file and the line number.
+    """
+    expected = '{"_id", "text", "title"?}'
+    for row, where in read_objects(path, expected):
+        if lacking := found_keys(row, ["_id", "text"]):
+            raise InputError(f"{where}: expected an object {expected}; this one {lacking}.")
+        name, text, title = row["_id"], row["text"], row.get("title") or ""
+        if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(title, str):
+            raise InputError(
+                f"{where}: expected texts in {expected}; got {type(name).__name__}, {type(text).__name__} and "
+                f"{type(title).__name__}."
+            )
+        title = title.strip()
+        yield int(where.rsplit(" ", 1)[-1]), str(name), f"{title} {text}" if title else text
+
+
+def read_queries(path: Path) -> dict[str, str]:
+    """Text by query id.
+
+    Raises:
+        InputError: If a line is not valid or a query is blank, with the file and the line number.
+    """
+    found = {}
+    for number, name, text in read_texts(path):
+        if not text.strip():
+            raise InputError(f"{path}, line {number}: the query is blank; give it a text, or delete the line.")
+        found[name] = text
+    return found
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, str, str, float]]:
+    """Line number, query id, document id and number of each line of a tab-separated file.
+
+    Raises:
+        InputError: If a line is not valid, with the file and the line number.
+    """
+    for number, line in read_lines(path):
+        fields = line.split("\t")
+        if number == 1 and fields[0] in {"query-id", "query_id", "qid"}:
+            continue
+        if len(fields) < 3:
+            raise InputError(f"{path}, line {number}: expected query id, document id and a number between tabs.")
+        yield number, fields[0], fields[1], number_of(path, number, fields[2])
+
+
+def number_of(path: Path, line: int, field: str) -> float:
+    """A field as a finite number.
+
+    Raises:
+        InputError: It is none, with the file and the line number.
+    """
+    try:
+        value = float(field)
+    except ValueError as error:
+        raise InputError(f"{path}, line {line}: {field!r} is not a number.") from error
+    if not math.isfinite(value):
+        raise InputError(f"{path}, line {line}: expected a finite number, got {field!r}.")
+    return value
+
+
+def find_file(folder: Path, *names: str) -> Path:
+    """The first of some files that a folder holds.
+
+    Raises:
+        ConfigurationError: It holds none of them.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigurationError(
+        f"{folder} holds no {' or '.join(names)}. A BEIR folder has queries.jsonl, corpus.jsonl[.gz] and qrels.tsv; "
+        'judged pairs are a file of JSON lines {"query", "passage", "label"}.'
+    )
