@@ -377,7 +377,7 @@ def test_a_causal_model_without_a_reranking_template_gets_the_published_prompt(t
     )
     logits = AutoModelForCausalLM.from_pretrained(plain)(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
-    assert ours == pytest.approx(float(logits[yes] - logits[no]), abs=1e-4)
+    assert ours == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-4)
 
 
 def test_saved_prompts_are_used_by_every_engine(tmp_path: Path) -> None:
