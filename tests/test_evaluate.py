@@ -679,8 +679,13 @@ def test_report_opens_offline_and_escapes_every_text(found: Evaluation, tmp_path
 
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "link", "img", "iframe", "good", "other"}
-    assert not {name for _, attributes in page.tags for name in attributes} & {"src", "href", "onload"}
-    assert "url(" not in text
+    assert not tags & {"image", "object", "embed"}
+    attributes = [item for _, found in page.tags for item in found.items()]
+    assert not {name for name, _ in attributes} & {"src", "onload"}
+    assert "@import" not in text
+    # What a plot refers to stands in the plot.
+    assert all(str(value).startswith("#") for name, value in attributes if name.endswith("href"))
+    assert "url(" not in text.replace("url(#", "")
     assert "green tree <script>alert('x')</script> & more" in page.data
     assert "<good>" in page.data
     assert "<other>" in page.data
@@ -700,7 +705,8 @@ def test_report_says_what_made_it_and_what_was_tested(found: Evaluation, tmp_pat
 
 
 def test_report_shows_what_could_drive_or_break_it(tmp_path: Path) -> None:
-    hostile = "\x00\x1b[2J\u202e\u2066" + "w" * 3000
+    # A formula that is none, a script that matplotlib's font lacks, and a character that XML lacks.
+    hostile = "\x00\x1b[2J\u202e\u2066$x^$中\ufffe" + "w" * 3000
     folder = write_folder(tmp_path / "toy")
     for name in ("queries.jsonl", "qrels.tsv", "candidates.tsv"):
         text = (folder / name).read_text()
@@ -721,19 +727,23 @@ def test_report_shows_what_could_drive_or_break_it(tmp_path: Path) -> None:
 
 def test_report_shows_plots_and_the_best_and_worst_queries(found: Evaluation) -> None:
     text = report_html(found)
-    plots = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg.*?</svg>", text)]
+    plots = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
     # Quality against latency for each data set; gains and moves for each model of it.
     assert len(plots) == 2 * (1 + 2 * 2)
     labels = [plot.get("aria-label", "") for plot in plots]
     assert labels[1] == "difference of nDCG@10 by query, 4 queries"
 
     good = plots[1]
-    kinds = [bar.get("class") for bar in good.iter("rect")]
+    kinds = [bar.get("class") for bar in good.iter("g") if bar.get("class")]
     assert kinds == ["gain", "gain", "stay", "stay"]
+    assert [str(bar.findtext("title"))[:6] for bar in good.iter("g") if bar.get("class") == "stay"] == ["+0.000"] * 2
+    dots = [str(dot.findtext("title")) for dot in plots[0].iter("g") if dot.get("class") == "model"]
+    assert sorted(dot.split(":")[0] for dot in dots) == ["<good>", "bad & ugly"]
+    assert {"first stage", "ceiling of the candidates", "<good>", "bad & ugly"} <= set(plots[0].itertext())
     moves = {
-        bar.findtext("title"): bar.get("class")
-        for bar in plots[2].iter("rect")
-        if not str(bar.findtext("title")).startswith("0 ")
+        cell.findtext("title"): cell.get("class")
+        for cell in plots[2].iter("g")
+        if cell.get("class") and not str(cell.findtext("title")).startswith("0 ")
     }
     assert moves == {
         "1 relevant documents from ranks 1 to 1": "stay",
@@ -746,6 +756,16 @@ def test_report_shows_plots_and_the_best_and_worst_queries(found: Evaluation) ->
     worst = second.split("worst queries")[1].split("best queries")[0]
     assert "green tree" in worst
     assert "Of 4 relevant documents among the candidates 2 moved up, 0 down and 2 stayed; 2 more are not" in first
+
+
+def test_report_leaves_the_state_of_matplotlib_alone(found: Evaluation) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"text.usetex": True, "svg.fonttype": "path", "savefig.facecolor": "red"}):
+        before = dict(matplotlib.rcParams)
+        text = report_html(found)
+        assert dict(matplotlib.rcParams) == before
+    assert "ceiling of the candidates</text>" in text
+    assert "#ff0000" not in text
 
 
 def test_report_of_a_first_stage_that_found_nothing(tmp_path: Path) -> None:

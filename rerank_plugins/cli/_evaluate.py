@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import cache_directory, write_file
 from rerank_plugins._printable import json_text
 from rerank_plugins._secrets import without_passwords
@@ -112,6 +113,10 @@ def evaluate(
     for path in (report, None if json_file in (None, "-") else Path(str(json_file))):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise ConfigurationError(f"{path} cannot be written: expected a file name in a directory that exists.")
+    if report is not None:
+        # Told before the evaluation rather than after its hours.
+        for module in ("jinja2", "matplotlib"):
+            import_extra(module, "eval")
     rerankers = _rerankers(
         model or [BUNDLED_NAME],
         backend or ["auto"],
