@@ -3,9 +3,9 @@
     python benchmarks/batching.py [--candidates 10] [--calls 8] [--rounds 5] [--backends onnx,openvino,torch] [--json]
 
 The texts are paragraphs of CPython's manual, short and long as they come, the model is all-MiniLM-L6-v2 under a seeded
-head in fp32. `--costs` are what a batch is taken to cost besides its tokens, in tokens; *few* takes it for a full batch
-more, and the engine's own cost stands beside its name. All take turns on the same calls in every round; figures are
-medians, of a call and of the ratios to *few*.
+head unless `--model` names another, in fp32. `--costs` are what a batch is taken to cost besides its tokens, in tokens;
+*few* takes it for a full batch more, and the engine's own cost stands beside its name. All take turns on the same calls
+in every round; figures are medians, of a call and of the ratios to *few*.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from harness._model import prepare_model
-from harness._work import many_texts
+from harness._work import QUESTIONS, many_texts
 
 from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
@@ -29,10 +29,11 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--candidates", type=int, default=10)
 parser.add_argument("--calls", type=int, default=8)
 parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--model", default=None)
 parser.add_argument("--backends", default="onnx,openvino,torch")
 parser.add_argument("--costs", default="16,32,64,128")
 parser.add_argument("--json", action="store_true")
-QUERY = "how do I write a class that can be used in a with statement"
+QUERY = QUESTIONS[0]
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     calls = [[(QUERY, text) for text in texts[start :: arguments.calls]] for start in range(arguments.calls)]
     found: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as work:
-        model = prepare_model(None, Path(work), int8=False, graph=True, progress=lambda *_: None)
+        model = prepare_model(arguments.model, Path(work), int8=False, graph=True, progress=lambda *_: None)
         for name in arguments.backends.split(","):
             with Reranker(str(model.path), backend=name, precision="fp32") as reranker:
                 backend = reranker.prepare()._backend

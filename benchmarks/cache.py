@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pydoc_data.topics
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+from harness._work import QUESTIONS, paragraphs
 
 from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
@@ -25,27 +26,22 @@ parser.add_argument("--candidates", type=int, default=100)
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--backend", default="auto")
 parser.add_argument("--json", action="store_true")
-QUERY = "how do I write a class that can be used in a with statement"
+QUERY = QUESTIONS[0]
 
 
 def main() -> None:
     """Measure, and print a table or JSON."""
     arguments = parser.parse_args()
-    paragraphs = [
-        " ".join(part.split())
-        for topic in sorted(pydoc_data.topics.topics)
-        for part in pydoc_data.topics.topics[topic].split("\n\n")
-        if len(part.split()) > 20
-    ][: arguments.candidates]
+    texts = paragraphs()[: arguments.candidates]
     with tempfile.TemporaryDirectory() as directory:
         caches = {"no cache": None, "memory": 100_000, "file": str(Path(directory) / "scores.sqlite")}
         rerankers = {name: Reranker(backend=arguments.backend, cache=cache) for name, cache in caches.items()}
-        orders = {name: [item.index for item in r.rank(QUERY, paragraphs)] for name, r in rerankers.items()}
+        orders = {name: [item.index for item in r.rank(QUERY, texts)] for name, r in rerankers.items()}
         seconds: dict[str, list[float]] = {name: [] for name in caches}
         for _ in range(arguments.rounds):
             for name, reranker in rerankers.items():
                 start = time.perf_counter()
-                reranker.rank(QUERY, paragraphs)
+                reranker.rank(QUERY, texts)
                 seconds[name].append(time.perf_counter() - start)
         for reranker in rerankers.values():
             reranker.close()

@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import json
 import os
-import pydoc_data.topics
 import statistics
 import tempfile
 import threading
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 from harness._engines import sentence_transformers
 from harness._model import prepare_model
+from harness._work import QUESTIONS, shuffled_paragraphs
 
 from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
@@ -48,7 +48,7 @@ parser.add_argument("--backend", default="auto")
 parser.add_argument("--device", default=None)
 parser.add_argument("--precision", default="auto")
 parser.add_argument("--json", action="store_true")
-QUERY = "how do I write a class that can be used in a with statement"
+QUERY = QUESTIONS[0]
 
 Score = Callable[[str, list[str]], Any]
 
@@ -66,17 +66,6 @@ class Uncoordinated:
         alone = self.backend.configured(max_length=None, instruction=None)
         alone._batches = SharedBatches()
         return alone.logits(pairs).logits[:, 0]
-
-
-def texts() -> list[str]:
-    """Paragraphs of the manual, short and long as they come, in a seeded order."""
-    paragraphs = [
-        " ".join(part.split())
-        for topic in sorted(pydoc_data.topics.topics)
-        for part in pydoc_data.topics.topics[topic].split("\n\n")
-        if len(part.split()) > 20
-    ]
-    return [paragraphs[i] for i in np.random.default_rng(0).permutation(len(paragraphs))]
 
 
 def timed(score: Score, query: str, documents: list[str]) -> float:
@@ -168,7 +157,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> None:
     if model.has_checkpoint:
         engine = sentence_transformers(str(model.path), dtype="float32", device=arguments.device or "cpu")
         contestants["sentence-transformers"] = engine.rerank
-    documents = texts()
+    documents = shuffled_paragraphs()
     jobs = []
     for caller in range(arguments.callers):
         starts = [(caller * arguments.calls + call) * arguments.candidates for call in range(arguments.calls)]

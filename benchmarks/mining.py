@@ -1,10 +1,10 @@
 """Hard negatives: `rerank_plugins.training.mine` and sentence-transformers' `mine_hard_negatives`, in one run.
 
-    python benchmarks/mining.py DATA/train/nq-open-oracle [--queries 20] [--rounds 3] [--json]
+    python benchmarks/mining.py DATA/train/nq-open-oracle [--model CROSS-ENCODER] [--queries 20] [--rounds 3]
 
-Both take the bundled model's weights as the cross-encoder in torch, all-MiniLM-L6-v2 as the bi-encoder, the same
-questions and passages, up to four negatives each, and leave out what the cross-encoder gives a probability of a half.
-The third row is `mine` as it comes, with the bundled graph. Figures are medians of the rounds.
+Both take the same cross-encoder in torch, the bundled model's weights where none is named; all-MiniLM-L6-v2 as the
+bi-encoder; the same questions and passages; up to four negatives each; and leave out what the cross-encoder gives a
+probability of a half. The third row is `mine` as it comes, with the bundled graph. Figures are medians of the rounds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ NEGATIVES = 4
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path, help="folder with pairs.jsonl.gz")
+parser.add_argument(
+    "--model", default=None, help="a cross-encoder checkpoint; the bundled model's weights if not given"
+)
 parser.add_argument("--queries", type=int, default=20)
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--json", action="store_true")
@@ -63,7 +66,7 @@ def main() -> None:
             (work / f"{name}.jsonl").write_text("".join(lines))
         judged = "".join(f"{number}\t{place[text]}\t1\n" for number, _, text in relevant)
         (work / "qrels.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
-        cross_encoder: Any = CrossEncoder(str(bundled_checkpoint()), device="cpu")
+        cross_encoder: Any = CrossEncoder(arguments.model or str(bundled_checkpoint()), device="cpu")
         cross_encoder.save_pretrained(str(work / "model"), create_model_card=False)
         predict = cross_encoder.predict
 

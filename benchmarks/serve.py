@@ -25,7 +25,6 @@ import contextlib
 import http.client
 import json
 import os
-import pydoc_data.topics
 import socket
 import statistics
 import subprocess
@@ -40,6 +39,7 @@ from typing import Any
 import numpy as np
 import psutil
 from harness._model import prepare_model
+from harness._work import QUESTIONS, shuffled_paragraphs
 
 from rerank_plugins import Reranker
 from rerank_plugins._machine import processor
@@ -57,19 +57,8 @@ parser.add_argument("--seconds", type=float, default=10.0)
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--turns", type=int, default=100, help="calls in the process and over HTTP, by turns")
 parser.add_argument("--json", action="store_true")
-QUERY = "how do I write a class that can be used in a with statement"
+QUERY = QUESTIONS[0]
 START_S = 300.0
-
-
-def paragraphs() -> list[str]:
-    """Paragraphs of the manual in a seeded order."""
-    found = [
-        " ".join(part.split())
-        for topic in sorted(pydoc_data.topics.topics)
-        for part in pydoc_data.topics.topics[topic].split("\n\n")
-        if len(part.split()) > 20
-    ]
-    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
 class Client:
@@ -195,7 +184,7 @@ def infinity_command(python: str, model: str, port: int) -> list[str]:
 def main() -> None:
     """Measure, and write the figures."""
     arguments = parser.parse_args()
-    texts = paragraphs()
+    texts = shuffled_paragraphs()
     with tempfile.TemporaryDirectory() as work:
         model = prepare_model(arguments.model, Path(work), int8=False, graph=True, progress=lambda *_: None)
         commands = {

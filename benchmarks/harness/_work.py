@@ -8,13 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from harness._model import Model
 from rerank_plugins.errors import InputError
 from rerank_plugins.evaluation import BeirDataset
 from rerank_plugins.evaluation._beir import read_collection
 from rerank_plugins.evaluation._first_stage import with_first_stage
 
-__all__ = ["Call", "Work", "many_texts", "read_work", "sample_work", "short_calls"]
+__all__ = [
+    "QUESTIONS",
+    "Call",
+    "Work",
+    "many_texts",
+    "paragraphs",
+    "read_work",
+    "sample_work",
+    "short_calls",
+    "shuffled_paragraphs",
+]
 
 Call = tuple[str, list[str]]
 """A query and its texts."""
@@ -22,7 +34,7 @@ Call = tuple[str, list[str]]
 SHORT_CANDIDATES = 10
 SHORT_TOKENS = 50
 
-_QUESTIONS = (
+QUESTIONS = (
     "how do I write a class that can be used in a with statement",
     "what is the difference between a list and a tuple",
     "when is the finally clause of a try statement executed",
@@ -76,8 +88,8 @@ def sample_work(queries: int, candidates: int) -> Work:
     texts = many_texts(queries * candidates)
     asked = [
         question if turn == 0 else f"{question} ({turn + 1})"
-        for turn in range(queries // len(_QUESTIONS) + 1)
-        for question in _QUESTIONS
+        for turn in range(queries // len(QUESTIONS) + 1)
+        for question in QUESTIONS
     ][:queries]
     dataset = BeirDataset(
         name="python-manual",
@@ -90,8 +102,8 @@ def sample_work(queries: int, candidates: int) -> Work:
     return Work("paragraphs of Python's manual", dataset, judged=False)
 
 
-def many_texts(n: int) -> list[str]:
-    """Distinct paragraphs of Python's manual, always the same ones; numbered where there are not enough."""
+def paragraphs() -> list[str]:
+    """Distinct paragraphs of Python's manual, short and long as they come, always the same ones in the same order."""
     from pydoc_data.topics import topics
 
     found: dict[str, None] = {}
@@ -99,11 +111,22 @@ def many_texts(n: int) -> list[str]:
         for part in topics[topic].split("\n\n"):
             if len(words := part.split()) > 20:
                 found[" ".join(words)] = None
-    paragraphs = list(found)
-    step = max(1, len(paragraphs) // n)
-    first = paragraphs[::step][:n]
+    return list(found)
+
+
+def shuffled_paragraphs() -> list[str]:
+    """`paragraphs` in a seeded order."""
+    found = paragraphs()
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+def many_texts(n: int) -> list[str]:
+    """Some of the `paragraphs`, from all over the manual; numbered where there are not enough."""
+    found = paragraphs()
+    step = max(1, len(found) // n)
+    first = found[::step][:n]
     # Equal texts would be scored once.
-    more = (f"{number}. {text}" for number in itertools.count(2) for text in paragraphs)
+    more = (f"{number}. {text}" for number in itertools.count(2) for text in found)
     return [*first, *itertools.islice(more, n - len(first))]
 
 
@@ -115,9 +138,7 @@ def short_calls(model: Model, n: int) -> list[Call]:
         # Thrice, for paragraphs that have fewer tokens.
         offsets = tokenizer.encode(f"{text} {text} {text}", add_special_tokens=False).offsets
         texts.append(f"{text} {text} {text}"[: offsets[:SHORT_TOKENS][-1][1]])
-    return [
-        (_QUESTIONS[i % len(_QUESTIONS)], texts[i * SHORT_CANDIDATES : (i + 1) * SHORT_CANDIDATES]) for i in range(n)
-    ]
+    return [(QUESTIONS[i % len(QUESTIONS)], texts[i * SHORT_CANDIDATES : (i + 1) * SHORT_CANDIDATES]) for i in range(n)]
 
 
 def _cut(dataset: BeirDataset, queries: Sequence[str], candidates: int) -> BeirDataset:
