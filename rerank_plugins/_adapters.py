@@ -29,11 +29,13 @@ from rerank_plugins.errors import ConfigurationError, InputError, QueryError
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.selection import check_limits
 from rerank_plugins.settings import Settings, documentation
+from rerank_plugins.spans import shown
 from rerank_plugins.types import RankedCandidate
 
 __all__ = [
     "FALLBACK",
     "NOTHING_FOUND",
+    "RELEVANT_SPANS",
     "RankFields",
     "RerankerFields",
     "checked_query",
@@ -43,6 +45,7 @@ __all__ = [
     "listed",
     "number",
     "refusal",
+    "spans_of",
     "value_text",
 ]
 
@@ -171,7 +174,12 @@ class RankFields(RerankerFields):
     min_score: Annotated[float | None, SkipValidation] = None
     """Keep those that score at least this, in the chosen scale; None keeps all."""
     max_tokens: Annotated[int | None, SkipValidation] = None
-    """Keep the best ones until the tokens of their scored texts exceed this; None keeps all."""
+    """Keep the best ones until the tokens of their scored texts exceed this; None keeps all. With `compress`, what is
+    left of all texts has at most so many: the best spans until it is full."""
+    compress: Annotated[bool | float, SkipValidation] = False
+    """Leave of each text its relevant spans alone, joined by " ... " where something is left out: True for the best
+    ones, at most 35 % of all characters and at least one span of each text; a number for the best up to that share.
+    Spans are sentences, or the windows of ``passage_length``."""
     deadline_s: Annotated[float | None, SkipValidation] = None
     """Seconds after which scoring stops; what was not scored has no score and follows in the order of the first stage.
     None waits for all."""
@@ -182,7 +190,7 @@ class RankFields(RerankerFields):
 
     def _check(self) -> None:
         super()._check()
-        check_limits(self.top_n, self.min_score, self.max_tokens)
+        check_limits(self.top_n, self.min_score, self.max_tokens, self.compress)
         until(self.deadline_s)
         for name in ("top_n", "max_tokens"):
             if (value := getattr(self, name)) is not None:
@@ -196,7 +204,7 @@ class RankFields(RerankerFields):
 
     def _cuts(self) -> dict[str, Any]:
         """The keywords of `Reranker.rank`."""
-        names = ("top_n", "min_score", "max_tokens", "deadline_s")
+        names = ("top_n", "min_score", "max_tokens", "deadline_s", "compress")
         return {name: getattr(self, name) for name in names}
 
 
@@ -408,6 +416,13 @@ def number(*values: object) -> float | None:
 
 FALLBACK = "rerank_fallback"
 """Key of the metadata that says why a result was not reranked."""
+RELEVANT_SPANS = "relevant_spans"
+"""Key of the metadata that says which parts of the text were scored by themselves: (start, end, score), best first."""
+
+
+def spans_of(item: RankedCandidate, text: str) -> list[tuple[int, int, float]]:
+    """The spans of a result as places in the text of the caller's object."""
+    return [tuple(span) for span in shown(item, text)]
 
 
 def details(item: RankedCandidate) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rerank_plugins.errors import ConfigurationError
 
-__all__ = ["check_windows", "fold_max", "headed_windows", "split_windows"]
+__all__ = ["Place", "check_windows", "fold_max", "headed_windows", "split_windows"]
 
 
 def check_windows(length: int | None, overlap: int) -> None:
@@ -28,7 +28,11 @@ def check_windows(length: int | None, overlap: int) -> None:
         )
 
 
-def split_windows(text: str, offsets: Sequence[tuple[int, int]], length: int, overlap: int) -> list[str]:
+Place = tuple[int, int]
+"""Start and end character, half-open."""
+
+
+def split_windows(text: str, offsets: Sequence[Place], length: int, overlap: int) -> list[Place]:
     """Cut a text into windows of at most `length` tokens, each sharing `overlap` tokens with the one before.
 
     Every token is in at least one window, and the last window is full where the text is long enough: it starts
@@ -36,28 +40,28 @@ def split_windows(text: str, offsets: Sequence[tuple[int, int]], length: int, ov
 
     Args:
         text: The text.
-        offsets: Start and end character of each token, ascending, without special tokens.
+        offsets: Place of each token, ascending, without special tokens.
         length: Tokens per window.
         overlap: Tokens that neighbouring windows share at least.
 
     Returns:
-        Slices of `text`, in order; ``[text]`` where it fits into one window.
+        The places of the windows, in order; all of `text` where it fits into one.
     """
     if len(offsets) <= length:
-        return [text]
+        return [(0, len(text))]
     last = len(offsets) - length
     starts = [*range(0, last, length - overlap), last]
-    return [text[offsets[i][0] : offsets[i + length - 1][1]] for i in starts]
+    return [(offsets[i][0], offsets[i + length - 1][1]) for i in starts]
 
 
 def headed_windows(
     header: str,
-    header_offsets: Sequence[tuple[int, int]],
+    header_offsets: Sequence[Place],
     text: str,
-    offsets: Sequence[tuple[int, int]],
+    offsets: Sequence[Place],
     length: int,
     overlap: int,
-) -> tuple[list[str], bool]:
+) -> tuple[str, list[Place], bool]:
     """Cut a text into windows that all begin with a header, such as the title of the document.
 
     Args:
@@ -69,16 +73,17 @@ def headed_windows(
         overlap: Tokens that neighbouring windows share beside the header, as far as there is room.
 
     Returns:
-        The windows, in order, and whether the header was cut.
+        The header as the windows have it, the places of the windows in `text`, in order, and whether the header was
+        cut.
     """
     if len(header_offsets) + len(offsets) <= length:
-        return [header + text], False
+        return header, [(0, len(text))], False
     room_for_header = length // 2
     cut = len(header_offsets) > room_for_header
     if cut:
         header = header[: header_offsets[room_for_header - 1][1]] + "\n" if room_for_header else ""
     room = length - min(len(header_offsets), room_for_header)
-    return [header + part for part in split_windows(text, offsets, room, min(overlap, room - 1))], cut
+    return header, split_windows(text, offsets, room, min(overlap, room - 1)), cut
 
 
 def fold_max(scores: NDArray[np.float64], owners: Sequence[int] | NDArray[np.intp], n: int) -> NDArray[np.float64]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,10 @@ from rerank_plugins._texts import is_blank, scorable
 from rerank_plugins.backends import Backend, Pair
 from rerank_plugins.cache import ScoreCache, WindowLogits, settings_digest
 from rerank_plugins.errors import ConfigurationError, ScoringError
+from rerank_plugins.passages import Place
 from rerank_plugins.settings import Settings
 
-__all__ = ["TextLogits", "cache_digest", "class_column", "score_pairs"]
+__all__ = ["TextLogits", "cache_digest", "class_column", "score_pairs", "window_places"]
 
 
 class TextLogits(NamedTuple):
@@ -29,11 +31,21 @@ class TextLogits(NamedTuple):
     """Shape (n_pairs,): whether the model has not seen the end of the text."""
     scored: NDArray[np.bool_]
     """Shape (n_pairs,): False where time was up before; such a logit is NaN."""
+    windows: list[NDArray[np.float64]]
+    """The logits of each text's windows, in the order of `window_places`; empty for a text that was not scored."""
 
     @classmethod
     def blank(cls, n: int) -> TextLogits:
         """Those of blank texts."""
-        return cls(np.full(n, selection.BLANK_LOGIT), np.zeros(n, dtype=np.bool_), np.ones(n, dtype=np.bool_))
+        flags = np.zeros(n, dtype=np.bool_)
+        return cls(np.full(n, selection.BLANK_LOGIT), flags, ~flags, [_NO_LOGITS] * n)
+
+    def part(self, places: slice) -> TextLogits:
+        """Those of some pairs."""
+        return TextLogits(self.logits[places], self.truncated[places], self.scored[places], self.windows[places])
+
+
+_NO_LOGITS = np.empty(0)
 
 
 def score_pairs(
@@ -98,12 +110,16 @@ def score_pairs(
                 result.scored[places[pair]] = False
                 result.logits[places[pair]] = np.nan
             break
-        folded = passages.fold_max(_rankable(backend, settings, windows.logits), windows.owners, len(part))
+        rankable = _rankable(backend, settings, windows.logits)
+        folded = passages.fold_max(rankable, windows.owners, len(part))
+        bounds = np.searchsorted(windows.owners, np.arange(len(part) + 1))
         cut = np.zeros(len(part), dtype=np.bool_)
         np.logical_or.at(cut, windows.owners, windows.truncated)
         for position, pair in enumerate(part):
             result.logits[places[pair]] = max(folded[position], selection.BLANK_LOGIT)
             result.truncated[places[pair]] = cut[position]
+            for place in places[pair] if windowed else ():
+                result.windows[place] = rankable[bounds[position] : bounds[position + 1]]
     return result
 
 
@@ -135,15 +151,46 @@ def _windows(
     windows: list[Pair] = []
     owners: list[int] = []
     cut = np.zeros(len(items), dtype=np.bool_)
-    headers = [scorable(text[:end]) for (_, text), end in items]
-    texts = [scorable(text[end:]) for (_, text), end in items]
-    offsets = zip(backend.token_offsets(headers), backend.token_offsets(texts), strict=True)
-    for owner, (of_header, of_text) in enumerate(offsets):
-        parts, cut[owner] = passages.headed_windows(headers[owner], of_header, texts[owner], of_text, length, overlap)
-        parts = [part for part in parts if not is_blank(part)]
-        windows += [(items[owner][0][0], part) for part in parts]
-        owners += [owner] * len(parts)
+    found = _placed(backend, [(text[:end], text[end:]) for (_, text), end in items], length, overlap)
+    for owner, (header, text, places, cut[owner]) in enumerate(found):
+        windows += [(items[owner][0][0], header + text[start:end]) for start, end in places]
+        owners += [owner] * len(places)
     return windows, np.asarray(owners, dtype=np.intp), cut
+
+
+def _placed(
+    backend: Backend, texts: Sequence[tuple[str, str]], length: int, overlap: int
+) -> Iterator[tuple[str, str, list[Place], bool]]:
+    """Of each (header, text) both as the model reads them, the windows that are not blank, and if the header is cut."""
+    headers, bodies = [scorable(header) for header, _ in texts], [scorable(text) for _, text in texts]
+    offsets = zip(backend.token_offsets(headers), backend.token_offsets(bodies), strict=True)
+    for whole, text, (of_header, of_text) in zip(headers, bodies, offsets, strict=True):
+        header, places, cut = passages.headed_windows(whole, of_header, text, of_text, length, overlap)
+        yield header, text, [place for place in places if not is_blank(header + text[slice(*place)])], cut
+
+
+def window_places(backend: Backend, settings: Settings, texts: Sequence[tuple[str, str]]) -> list[list[Place]]:
+    """Where the windows are whose logits `score_pairs` gives.
+
+    Args:
+        backend: A loaded backend.
+        settings: With a `passage_length`.
+        texts: Header and text of some candidates.
+
+    Returns:
+        Start and end character in each text, in order.
+    """
+    assert settings.passage_length is not None
+    found = _placed(backend, texts, settings.passage_length, settings.passage_overlap)
+    return [
+        places if len(given) == len(read) else [(_before(given, start), _before(given, end)) for start, end in places]
+        for (_, given), (_, read, places, _) in zip(texts, found, strict=True)
+    ]
+
+
+def _before(text: str, place: int) -> int:
+    """The place in a text that is at `place` in what `scorable` makes of it: two surrogates become one character."""
+    return bisect.bisect_left(range(len(text) + 1), place, key=lambda end: len(scorable(text[:end])))
 
 
 def _check_logits(backend: Backend, settings: Settings, logits: NDArray[np.float32], pairs: Sequence[Pair]) -> None:

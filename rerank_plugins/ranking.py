@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from rerank_plugins.pipeline import TextLogits
 from rerank_plugins.settings import Settings
 from rerank_plugins.types import Candidate, Limits, RankedCandidate, Ranking
 
-__all__ = ["make_ranking", "scores"]
+__all__ = ["as_ranking", "best_first", "scores"]
 
 
 def scores(settings: Settings, logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -24,25 +24,16 @@ def scores(settings: Settings, logits: NDArray[np.float64]) -> NDArray[np.float6
     return selection.to_scale(logits, settings.scale)
 
 
-def make_ranking(
-    settings: Settings,
-    query: str,
-    candidates: Sequence[Candidate],
-    found: TextLogits,
-    limits: Limits,
-    count_tokens: Callable[[Sequence[int]], Sequence[int]],
-    fallback: str | None = None,
-) -> Ranking:
-    """Rank the candidates of one query.
+def best_first(
+    settings: Settings, candidates: Sequence[Candidate], found: TextLogits, limits: Limits
+) -> list[RankedCandidate]:
+    """The candidates of one query in their order, without repetitions, and cut by score and number.
 
     Args:
         settings: Scale, calibration, fusion and so on.
-        query: The query.
         candidates: In the order of the first stage.
         found: Their logits.
-        limits: What is kept.
-        count_tokens: Tokens of the candidates at some positions.
-        fallback: Why some have no logit.
+        limits: `Limits.max_tokens` and `Limits.compress` are left for later.
 
     Raises:
         InputError: `fusion` needs scores of the first stage, and a candidate has none.
@@ -54,10 +45,19 @@ def make_ranking(
     kept = selection.select(positions, judged, min_score=limits.min_score)
     if settings.dedup is not None:
         kept, items = _without_duplicates(settings.dedup, kept, items)
-    kept = kept[: limits.top_n]
-    if limits.max_tokens is not None and kept:
-        kept = selection.within_tokens(kept, count_tokens, limits.max_tokens)
-    ranked = [replace(items[i], rank=rank) for rank, i in enumerate(kept, start=1)]
+    return [items[i] for i in kept[: limits.top_n]]
+
+
+def as_ranking(settings: Settings, query: str, items: Sequence[RankedCandidate], fallback: str | None) -> Ranking:
+    """The result for one query.
+
+    Args:
+        settings: Of the order.
+        query: The query.
+        items: What is kept, best first.
+        fallback: Why some of it was not scored.
+    """
+    ranked = [replace(item, rank=rank) for rank, item in enumerate(items, start=1)]
     if settings.order == "ends":
         ranked = [ranked[i] for i in fusion.best_at_both_ends(range(len(ranked)))]
     return Ranking(query, tuple(ranked), settings.model_name, settings.scale, fallback)

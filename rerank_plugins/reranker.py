@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import logging
-import math
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
-from types import TracebackType
+from dataclasses import fields
 from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rerank_plugins import selection
-from rerank_plugins._fork import fork_waits
 from rerank_plugins._requests import Request, checked_candidates, checked_query, until
 from rerank_plugins._secrets import without_passwords
-from rerank_plugins._texts import is_blank
 from rerank_plugins._threads import in_thread
-from rerank_plugins.backends import Backend, Pair, as_backend, load_backend
-from rerank_plugins.cache import ScoreCache
-from rerank_plugins.errors import is_passing
-from rerank_plugins.pipeline import TextLogits, cache_digest, class_column, score_pairs
-from rerank_plugins.ranking import make_ranking, scores
+from rerank_plugins.pipeline import TextLogits, cache_digest
+from rerank_plugins.rank import rank_requests
+from rerank_plugins.ranking import scores
+from rerank_plugins.scorer import Scorer
 from rerank_plugins.settings import Settings, documentation
 from rerank_plugins.types import Candidate, Limits, Ranking
 
@@ -49,7 +39,7 @@ def _takes(
     return decorate
 
 
-class Reranker:
+class Reranker(Scorer):
     """Scores (query, text) pairs with a cross-encoder and ranks by the score.
 
     Making one loads and downloads nothing; the first use does, or `prepare`. Rerankers of the same model share one
@@ -68,16 +58,6 @@ class Reranker:
     @_takes(Settings)
     def __init__(self, *args: Any, **keywords: Any) -> None:
         self._start(Settings(*args, **keywords))
-
-    def _start(self, settings: Settings, cache: ScoreCache | None = None) -> None:
-        self.settings = settings
-        if cache is None and settings.cache is not None:
-            cache = ScoreCache(settings.cache)
-        self._cache = cache
-        self._lock = threading.Lock()
-        self._backend: Backend | None = None
-        self._shared: Backend | None = None
-        self._digest: tuple[Backend, bytes] | None = None
 
     # -- settings -----------------------------------------------------------------------------------------------
 
@@ -151,69 +131,6 @@ class Reranker:
         # A ready backend and a cache are shared, as loaded weights are.
         return self.__copy__()
 
-    # -- life ---------------------------------------------------------------------------------------------------
-
-    def prepare(self) -> Reranker:
-        """Load the model now rather than at the first use.
-
-        Returns:
-            Itself.
-
-        Raises:
-            ModelLoadError: The model is missing, incomplete or unreadable.
-            MissingDependencyError: The backend that was asked for is not installed.
-            ConfigurationError: A keyword that this model cannot do, or a file as cache that is something else. A cache
-                that cannot be used is told by a warning: scoring goes on without it.
-        """
-        self._cache_digest(self._loaded())
-        if self._cache is not None:
-            self._cache.prepare()
-        return self
-
-    def close(self) -> None:
-        """Let go of the model. Its memory is freed once no other reranker uses it; the next use loads it again."""
-        if self._cache is not None:
-            self._cache.close()
-        with fork_waits(), self._lock:
-            self._backend = self._shared = self._digest = None
-
-    def __enter__(self) -> Reranker:
-        return self.prepare()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _loaded(self) -> Backend:
-        backend = self._backend
-        if backend is not None:
-            return backend
-        with fork_waits(), self._lock:
-            if self._backend is None:
-                settings = self.settings
-                # Held as it was loaded, so that the next reranker of this model finds it.
-                self._shared = as_backend(settings.model) if settings.ready else load_backend(settings)
-                backend = self._shared.configured(
-                    max_length=settings.max_length,
-                    instruction=settings.instruction,
-                    truncate_query=settings.truncate_query,
-                )
-                if backend.labels:
-                    class_column(settings, len(backend.labels), backend.labels)
-                self._backend = backend
-            return self._backend
-
-    def _cache_digest(self, backend: Backend) -> bytes:
-        """What the cache knows this backend and these settings by; empty without a cache."""
-        if self._cache is None:
-            return b""
-        known = self._digest
-        # Kept with its backend: after `close`, another one may be loaded.
-        if known is None or known[0] is not backend:
-            self._digest = known = (backend, cache_digest(backend, self.settings))
-        return known[1]
-
     # -- scoring ------------------------------------------------------------------------------------------------
 
     def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -257,6 +174,7 @@ class Reranker:
         *,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
+        compress: bool | float = False,
     ) -> Ranking:
         """Rank candidates by relevance to a query.
 
@@ -269,18 +187,23 @@ class Reranker:
             deadline_s: Seconds after which scoring stops. Texts are then scored in the order of the first stage, and
                 those that were not scored follow in that order, exempt from `min_score`. Loading the model counts:
                 `prepare` does it before. None waits for all.
+            compress: Keep of each text its relevant spans alone: True for the best ones, at most 35 % of all characters
+                and at least one span of each text; a number for the best ones up to that share. `max_tokens` then holds
+                for what is left: the best spans of all texts until it is full. `RankedCandidate.excerpt` is the text
+                that is left. Spans are sentences, or the windows of ``passage_length``.
 
         Returns:
             The kept candidates, best first. Equal logits keep the order of the first stage; what was not scored
             follows, and blank texts come last.
 
         Raises:
-            ConfigurationError: `top_n` or `max_tokens` is below 1, or `min_score` is no number.
+            ConfigurationError: `top_n` or `max_tokens` is below 1, `min_score` is no number, or `compress` no share.
             InputError: The query is blank or too long, or a candidate is no text.
             ScoringError: The engine failed, or a logit is not finite.
             ServerError: A server failed, and ``on_error`` says to raise it.
         """
-        return self.rank_many([(query, candidates)], top_n, min_score, max_tokens=max_tokens, deadline_s=deadline_s)[0]
+        limits = Limits(top_n, min_score, max_tokens, compress)
+        return self._rank_until(until(deadline_s), [(query, candidates)], limits)[0]
 
     def rank_many(
         self,
@@ -290,6 +213,7 @@ class Reranker:
         *,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
+        compress: bool | float = False,
     ) -> list[Ranking]:
         """Rank the candidates of several queries; the pairs of all queries share batches.
 
@@ -299,6 +223,7 @@ class Reranker:
             min_score: Keep those that score at least this; None keeps all.
             max_tokens: Keep the best ones of each query until their tokens exceed this; None keeps all.
             deadline_s: Seconds after which scoring stops, for all requests together; see `rank`.
+            compress: Keep of each text its relevant spans alone; see `rank`.
 
         Returns:
             One ranking a request, in their order.
@@ -308,7 +233,7 @@ class Reranker:
             InputError: As for `rank`.
             ScoringError: As for `rank`.
         """
-        return self._rank_until(until(deadline_s), requests, Limits(top_n, min_score, max_tokens))
+        return self._rank_until(until(deadline_s), requests, Limits(top_n, min_score, max_tokens, compress))
 
     async def ascore(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
         """As `score`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
@@ -327,10 +252,11 @@ class Reranker:
         *,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
+        compress: bool | float = False,
     ) -> Ranking:
         """As `rank`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
-        requests = [(query, candidates)]
-        return (await self.arank_many(requests, top_n, min_score, max_tokens=max_tokens, deadline_s=deadline_s))[0]
+        limits = Limits(top_n, min_score, max_tokens, compress)
+        return (await in_thread(self._rank_until, until(deadline_s), [(query, candidates)], limits))[0]
 
     async def arank_many(
         self,
@@ -340,71 +266,20 @@ class Reranker:
         *,
         max_tokens: int | None = None,
         deadline_s: float | None = None,
+        compress: bool | float = False,
     ) -> list[Ranking]:
         """As `rank_many`, without blocking the event loop. Cancelling it ends the work after the batch that runs."""
         # From now, not from when a thread is free.
-        return await in_thread(self._rank_until, until(deadline_s), requests, Limits(top_n, min_score, max_tokens))
+        limits = Limits(top_n, min_score, max_tokens, compress)
+        return await in_thread(self._rank_until, until(deadline_s), requests, limits)
 
     def _rank_until(self, until: float | None, requests: Iterable[Request], limits: Limits) -> list[Ranking]:
-        selection.check_limits(*limits)
-        jobs = [(checked_query(query), checked_candidates(candidates)) for query, candidates in requests]
-        pairs = [(query, item.scored_text) for query, items in jobs for item in items]
-        headers = [len(item.header) for _, items in jobs for item in items]
-        fallback = None
-        try:
-            scored = self._pair_logits(pairs, until, headers)
-        except Exception as error:
-            other = self.settings.on_error
-            if other == "raise" or not is_passing(error):
-                raise
-            fallback = f"{self.model_name} failed ({type(error).__name__}: {error})"
-            _say(fallback)
-            if other != "keep_order":
-                left = None if until is None else max(1e-3, until - time.monotonic())
-                ranked = other.rank_many(jobs, *limits[:2], max_tokens=limits.max_tokens, deadline_s=left)
-                return [
-                    replace(one, fallback=f"{fallback}; {one.fallback or 'ranked by ' + one.model}") for one in ranked
-                ]
-            scored = TextLogits.blank(len(pairs))
-            scored.scored[[not is_blank(text) for _, text in pairs]] = False
-        rankings = []
-        start = 0
-        for query, items in jobs:
-            own = slice(start, start + len(items))
-            start += len(items)
-            part = TextLogits(scored.logits[own], scored.truncated[own], scored.scored[own])
-            late = int((~part.scored).sum())
-            reason = fallback or f"time was up: {late} of {len(items)} candidates were not scored"
-            count = functools.partial(self._token_counts, items)
-            rankings.append(make_ranking(self.settings, query, items, part, limits, count, reason if late else None))
-        return rankings
+        # Every ranking comes by here, in the thread that does the work.
+        return rank_requests(self, requests, limits, until)
 
     def _text_logits(self, query: str, texts: Sequence[str]) -> TextLogits:
         query = checked_query(query)
         return self._pair_logits([(query, item.scored_text) for item in checked_candidates(texts)])
-
-    def _pair_logits(
-        self, pairs: Sequence[Pair], until: float | None = None, headers: Sequence[int] = ()
-    ) -> TextLogits:
-        # Nothing to score, nothing to load.
-        if all(is_blank(text) for _, text in pairs):
-            return TextLogits.blank(len(pairs))
-        backend = self._loaded()
-        return score_pairs(backend, self._cache, self._cache_digest(backend), self.settings, pairs, until, headers)
-
-    def _token_counts(self, items: Sequence[Candidate], some: Sequence[int]) -> list[int]:
-        return [len(offsets) for offsets in self._loaded().token_offsets([items[i].scored_text for i in some])]
-
-
-_last_said = -math.inf
-
-
-def _say(fallback: str) -> None:
-    """One warning a minute: a server that is down is no news with every call."""
-    global _last_said
-    if time.monotonic() - _last_said > 60:
-        _last_said = time.monotonic()
-        logging.getLogger("rerank_plugins").warning("Not reranked: %s", fallback)
 
 
 _KEYWORDS = [option.name for option in fields(Settings)]

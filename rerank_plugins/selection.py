@@ -21,13 +21,17 @@ BLANK_LOGIT = float(np.finfo(np.float32).min)
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
-def check_limits(top_n: Any, min_score: Any = None, max_tokens: Any = None) -> None:
+def check_limits(top_n: Any, min_score: Any = None, max_tokens: Any = None, compress: Any = False) -> None:
     """Refuse a cut that could only be a mistake.
 
     Raises:
-        ConfigurationError: `top_n` or `max_tokens` is neither None nor an int of at least 1, or `min_score` is neither
-            None nor a number.
+        ConfigurationError: `top_n` or `max_tokens` is neither None nor an int of at least 1, `min_score` is neither
+            None nor a number, or `compress` is neither a flag nor a share.
     """
+    if not isinstance(compress, bool) and (not isinstance(compress, Real) or not 0 < float(compress) <= 1):
+        raise ConfigurationError(
+            f"compress must be True, False, or the largest share of the text, above 0 up to 1; got {compress!r}."
+        )
     for name, value in (("top_n", top_n), ("max_tokens", max_tokens)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise ConfigurationError(f"{name} must be an int of at least 1, or None for no limit; got {value!r}.")

@@ -18,7 +18,7 @@ from rerank_plugins._secrets import without_passwords
 from rerank_plugins.calibration import Calibration
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.passages import check_windows
-from rerank_plugins.types import BackendName, Order, Precision, Scale
+from rerank_plugins.types import BackendName, Order, Precision, Scale, SpanUnit
 
 __all__ = ["Settings"]
 
@@ -30,10 +30,12 @@ def _wrong(name: str, expected: str, value: object) -> ConfigurationError:
     return ConfigurationError(f"{name} must be {expected}; got {value!r}.")
 
 
-def _choice(name: str, value: Any, *, of: Any) -> Any:
+def _choice(name: str, value: Any, *, of: Any, optional: bool = False) -> Any:
     known = get_args(of)
+    if value is None and optional:
+        return None
     if not isinstance(value, str) or value not in known:
-        raise _wrong(name, f"one of {', '.join(map(repr, known))}", value)
+        raise _wrong(name, f"one of {', '.join(map(repr, known))}" + (", or None" if optional else ""), value)
     return value
 
 
@@ -201,6 +203,13 @@ class Settings:
     )
     passage_overlap: int = _setting(
         0, partial(_count, least=0, optional=False), "Tokens that neighbouring windows share."
+    )
+    spans: SpanUnit | None = _setting(
+        None,
+        partial(_choice, of=SpanUnit, optional=True),
+        'Which part of a text it was: ``"sentences"`` scores the sentences of what is kept one by one, for '
+        "`RankedCandidate.spans`; the order stays that of whole texts. None gives the windows of ``passage_length``, "
+        "where that is set.",
     )
     calibration: Calibration | None = _setting(
         None,

@@ -8,7 +8,18 @@ from typing import Any, Literal, NamedTuple, overload
 
 from rerank_plugins.errors import InputError
 
-__all__ = ["BackendName", "Candidate", "Limits", "Order", "Precision", "RankedCandidate", "Ranking", "Scale"]
+__all__ = [
+    "BackendName",
+    "Candidate",
+    "Limits",
+    "Order",
+    "Precision",
+    "RankedCandidate",
+    "Ranking",
+    "Scale",
+    "Span",
+    "SpanUnit",
+]
 
 BackendName = Literal["auto", "onnx", "openvino", "torch"]
 """An engine, or ``"auto"`` for the first that can run the model."""
@@ -18,6 +29,10 @@ Order = Literal["best_first", "ends"]
 """How what is returned is ordered: the best first, or the best at both ends."""
 Scale = Literal["probability", "logit"]
 """What ``score`` means: a probability in 0..1, or the raw logit of the model."""
+SpanUnit = Literal["sentences"]
+"""What `RankedCandidate.spans` are, beside windows."""
+GAP = " ... "
+"""Stands between the parts of a text where something is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,17 @@ class Candidate:
         return self.header + self.text
 
 
+class Span(NamedTuple):
+    """A part of a text, with a score of its own."""
+
+    start: int
+    """The first character, from 0."""
+    end: int
+    """After the last character."""
+    score: float
+    """In the scale of the `Reranker`."""
+
+
 @dataclass(frozen=True, slots=True)
 class RankedCandidate:
     """A candidate with its place in the ranking.
@@ -70,6 +96,9 @@ class RankedCandidate:
         truncated: Whether the end of the text was cut off to fit the model.
         duplicates: Positions in the caller's list of candidates that repeat this one and were left out; see
             `Settings.dedup`.
+        spans: The parts of the text that were scored by themselves, best first; places are those in `text`, without the
+            header. Windows with `Settings.passage_length`, sentences with ``spans="sentences"``, only the relevant ones
+            with ``compress``; empty where none were asked for, or where the text is blank or was not scored.
     """
 
     candidate: Candidate
@@ -79,6 +108,15 @@ class RankedCandidate:
     rank: int
     truncated: bool = False
     duplicates: tuple[int, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def excerpt(self) -> str:
+        """What the spans cover, in the order of the text, with " ... " where something between them is left out.
+
+        The whole text where there are no spans.
+        """
+        return excerpt(self.text, self.spans)
 
     @property
     def scored(self) -> bool:
@@ -97,6 +135,20 @@ class RankedCandidate:
         return self.candidate.text
 
 
+def excerpt(text: str, spans: Sequence[tuple[int, int, float]]) -> str:
+    """The parts of a text that spans cover; see `RankedCandidate.excerpt`."""
+    if not spans:
+        return text
+    parts: list[tuple[int, int]] = []
+    for start, end, _ in sorted(spans):
+        # Only blanks between them: nothing is left out.
+        if parts and not text[parts[-1][1] : start].strip():
+            parts[-1] = (parts[-1][0], max(end, parts[-1][1]))
+        else:
+            parts.append((start, end))
+    return GAP.join(text[start:end] for start, end in parts)
+
+
 class Limits(NamedTuple):
     """What is kept of a ranking; None keeps all."""
 
@@ -106,6 +158,8 @@ class Limits(NamedTuple):
     """Those that score at least this."""
     max_tokens: int | None = None
     """The best ones until their tokens exceed this."""
+    compress: bool | float = False
+    """Of each text only its relevant spans."""
 
 
 @dataclass(frozen=True, slots=True)

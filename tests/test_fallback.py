@@ -98,7 +98,7 @@ def test_on_error_is_checked(bad: object) -> None:
 
 
 def test_an_outage_is_said_once_a_minute(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rerank_plugins.reranker._last_said", -1e9)
+    monkeypatch.setattr("rerank_plugins.rank._last_said", -1e9)
     with caplog.at_level(logging.WARNING, "rerank_plugins"):
         for _ in range(3):
             Reranker(Failing(server(503)), on_error="keep_order").rank("red fox", ["secret text"])

@@ -325,7 +325,7 @@ def test_windows_take_the_best_passage_of_a_long_text() -> None:
     offsets = windows._loaded().token_offsets([document])[0]
     from rerank_plugins.passages import split_windows
 
-    parts = split_windows(document, offsets, 60, 20)
+    parts = [document[start:end] for start, end in split_windows(document, offsets, 60, 20)]
     assert len(parts) > 10
     assert ranked.logit == pytest.approx(float(whole.logits("what do pandas eat", parts).max()), abs=1e-5)
 

@@ -20,17 +20,29 @@ from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_con
 from pydantic import ConfigDict, PrivateAttr, SkipValidation
 from pydantic.json_schema import SkipJsonSchema
 
-from rerank_plugins._adapters import FALLBACK, RankFields, copied, details, listed, number, value_text
+from rerank_plugins._adapters import (
+    FALLBACK,
+    RELEVANT_SPANS,
+    RankFields,
+    copied,
+    details,
+    listed,
+    number,
+    spans_of,
+    value_text,
+)
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.langchain._cross_encoder import with_cross_encoder
 from rerank_plugins.langchain._first_stage import asking_for
 from rerank_plugins.selection import check_limits
-from rerank_plugins.types import Candidate, Ranking
+from rerank_plugins.types import Candidate, Limits, RankedCandidate, Ranking, excerpt
 
 __all__ = ["CrossEncoderRerank", "RerankRetriever"]
 
 _RUN_NAME = "CrossEncoderRerank"
-_RARE = ("max_tokens", "deadline_s")
+_RARE = ("max_tokens", "deadline_s", "compress")
+_START_INDEX = "start_index"
+"""Key of the metadata where LangChain's text splitters put the place of a text in its source."""
 _CONFIG = "rerank_runnable_config"
 """The keyword that hands the configuration of a call through langchain-core's `BaseRetriever.invoke`."""
 
@@ -45,7 +57,8 @@ class _DocumentRerank(RankFields):
     """Key of the metadata that has the first stage's score, for ``fusion`` and `add_details`. None takes
     ``relevance_score``, as an earlier reranker writes it, otherwise ``score``."""
     document_text: SkipJsonSchema[Callable[[Document], str] | None] = None
-    """Makes the text that is scored, instead of `metadata_fields`; None scores the page content."""
+    """Makes the text that is scored, instead of `metadata_fields`; None scores the page content. A document whose page
+    content is not in it has no ``relevant_spans``, and stays whole with `compress`."""
 
     def __init__(self, **data: Any) -> None:
         super().__init__(**with_cross_encoder(data))
@@ -88,7 +101,7 @@ class _DocumentRerank(RankFields):
     def _inputs(self, candidates: Sequence[Candidate], query: str, cuts: dict[str, Any], note: str | None) -> Any:
         """What a trace says of the call; a setting that is rarely used only where it is."""
         inputs = {"query": query, "model": self._own.model_name, **cuts, "n_documents": len(candidates)}
-        inputs = {key: value for key, value in inputs.items() if value is not None or key not in _RARE}
+        inputs = {key: value for key, value in inputs.items() if key not in _RARE or value not in (None, False)}
         return inputs if note is None else {**inputs, "first_stage": note}
 
     def _rerank(
@@ -105,7 +118,7 @@ class _DocumentRerank(RankFields):
         run = manager.on_chain_start(None, self._inputs(candidates, query, cuts, note), name=_RUN_NAME)
         try:
             ranking = self._own.rank(query, candidates, **cuts)
-            ranked = self._ranked(documents, ranking)
+            ranked = self._ranked(documents, ranking, compress=bool(cuts["compress"]))
         except BaseException as error:
             run.on_chain_error(error)
             raise
@@ -126,26 +139,31 @@ class _DocumentRerank(RankFields):
         run = await manager.on_chain_start(None, self._inputs(candidates, query, cuts, note), name=_RUN_NAME)
         try:
             ranking = await self._own.arank(query, candidates, **cuts)
-            ranked = self._ranked(documents, ranking)
+            ranked = self._ranked(documents, ranking, compress=bool(cuts["compress"]))
         except BaseException as error:
             await run.on_chain_error(error)
             raise
         await run.on_chain_end(_outputs(ranked, ranking))
         return ranked
 
-    def _ranked(self, documents: Sequence[Document], ranking: Ranking) -> list[Document]:
+    def _ranked(self, documents: Sequence[Document], ranking: Ranking, *, compress: bool) -> list[Document]:
         """Copies of the documents that were kept, best first, with their scores."""
-        result = []
-        for item in ranking:
-            metadata = {**copied(documents[item.index].metadata), "relevance_score": item.score}
-            metadata.pop(FALLBACK, None)
-            if not item.scored:
-                del metadata["relevance_score"]
-                metadata[FALLBACK] = ranking.fallback
-            if self.add_details:
-                metadata |= details(item)
-            result.append(documents[item.index].model_copy(update={"metadata": metadata}))
-        return result
+        return [self._result(documents[item.index], item, ranking.fallback, compress) for item in ranking]
+
+    def _result(self, document: Document, item: RankedCandidate, fallback: str | None, compress: bool) -> Document:
+        stale = ("relevance_score", FALLBACK, RELEVANT_SPANS)
+        metadata = {key: value for key, value in copied(document.metadata).items() if key not in stale}
+        metadata |= {"relevance_score": item.score} if item.scored else {FALLBACK: fallback}
+        if self.add_details:
+            metadata |= details(item)
+        text, spans = document.page_content, spans_of(item, document.page_content)
+        if spans:
+            metadata[RELEVANT_SPANS] = spans
+        if spans and compress:
+            text, start = excerpt(text, spans), metadata.get(_START_INDEX)
+            if type(start) is int and start >= 0:
+                metadata[_START_INDEX] = start + min(span[0] for span in spans)
+        return document.model_copy(update={"page_content": text, "metadata": metadata})
 
 
 class CrossEncoderRerank(_DocumentRerank, BaseDocumentCompressor):
@@ -183,7 +201,10 @@ class CrossEncoderRerank(_DocumentRerank, BaseDocumentCompressor):
                 running chain.
 
         Returns:
-            Copies, best first, with the score (a float) in ``metadata["relevance_score"]``. What ``deadline_s`` or
+            Copies, best first, with the score (a float) in ``metadata["relevance_score"]``, and with ``spans``,
+            ``passage_length`` or ``compress`` the places (start, end, score) in the page content that was given in
+            ``metadata["relevant_spans"]``, best first. With ``compress`` the page content is what is left, and
+            ``metadata["start_index"]`` the place of its first character. What ``deadline_s`` or
             ``on_error`` left without a score has the reason in ``metadata["rerank_fallback"]`` instead.
 
         Raises:
@@ -210,8 +231,8 @@ class RerankRetriever(_DocumentRerank, BaseRetriever):
     configuration that reaches the inner retriever whole. Takes every keyword of `rerank_plugins.Reranker`, or
     ``reranker=`` for one that is shared.
 
-    ``invoke(query, k=..., top_n=..., min_score=..., max_tokens=..., deadline_s=...)`` and its relatives override the
-    settings for one call; all other keywords of a call go to the inner retriever.
+    ``invoke(query, k=..., top_n=..., min_score=..., max_tokens=..., deadline_s=..., compress=...)`` and its relatives
+    override the settings for one call; all other keywords of a call go to the inner retriever.
 
     Raises:
         ConfigurationError: A setting cannot work, or `metadata_fields` and `document_text` are both given.
@@ -280,7 +301,7 @@ class RerankRetriever(_DocumentRerank, BaseRetriever):
         rest = dict(kwargs)
         k = _checked_k(rest.pop("k", self.k))
         cuts = {name: rest.pop(name, value) for name, value in self._cuts().items()}
-        check_limits(cuts["top_n"], cuts["min_score"], cuts["max_tokens"])
+        check_limits(*(cuts[name] for name in Limits._fields))
         return k, cuts, rest
 
     def _first_stage(

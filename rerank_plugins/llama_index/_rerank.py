@@ -20,13 +20,24 @@ from llama_index.core.schema import (
     NodeWithScore,
     QueryBundle,
     RelatedNodeInfo,
+    TextNode,
 )
 from pydantic import Field, SkipValidation
 from pydantic.json_schema import SkipJsonSchema
 
-from rerank_plugins._adapters import FALLBACK, RankFields, copied, details, listed, number, value_text
+from rerank_plugins._adapters import (
+    FALLBACK,
+    RELEVANT_SPANS,
+    RankFields,
+    copied,
+    details,
+    listed,
+    number,
+    spans_of,
+    value_text,
+)
 from rerank_plugins.errors import ConfigurationError, InputError, QueryError
-from rerank_plugins.types import Candidate, Ranking
+from rerank_plugins.types import Candidate, Ranking, excerpt
 
 __all__ = ["CrossEncoderRerank", "content"]
 
@@ -42,7 +53,9 @@ class CrossEncoderRerank(RankFields, BaseNodePostprocessor):
     loads nothing. The nodes that come out are copies that keep id, type and metadata; their ``score`` is a
     Python float in the scale of the reranker. The nodes that went in stay as they were. What ``deadline_s`` or
     ``on_error`` left without a score keeps that of the retriever, and has the reason in
-    ``metadata["rerank_fallback"]``, hidden from the LLM and the embedder.
+    ``metadata["rerank_fallback"]``, hidden from the LLM and the embedder. So is ``metadata["relevant_spans"]``, which
+    ``spans``, ``passage_length`` and ``compress`` add: the places (start, end, score) in the text that was given, best
+    first. With ``compress`` the text is what is left, from ``start_char_idx`` to ``end_char_idx`` in its source.
 
     `to_dict`, `to_json` and pickle carry the settings alone. `node_text` is not part of `to_dict`; give it
     again: ``CrossEncoderRerank.from_dict(data, node_text=function)``.
@@ -68,7 +81,8 @@ class CrossEncoderRerank(RankFields, BaseNodePostprocessor):
     keep_retrieval_score: Annotated[bool, SkipValidation] = False
     """Keep the retriever's score in ``metadata["retrieval_score"]``, hidden from the LLM and the embedder."""
     node_text: SkipJsonSchema[Callable[[BaseNode], str] | None] = Field(default=None, exclude=True, repr=False)
-    """Called with a node; returns the text to score, in place of ``node.get_content(metadata_mode)``."""
+    """Called with a node; returns the text to score, in place of ``node.get_content(metadata_mode)``. A node whose text
+    is not in it has no ``relevant_spans``, and stays whole with `compress`."""
 
     def _check(self) -> None:
         super()._check()
@@ -197,7 +211,14 @@ class CrossEncoderRerank(RankFields, BaseNodePostprocessor):
             if not ranked.scored:
                 extra = {**extra, FALLBACK: ranking.fallback}
             score = ranked.score if ranked.scored else item.score
-            kept.append(item.model_copy(update={"node": _with_metadata(item.node, extra), "score": score}))
+            text = item.node.get_content(MetadataMode.NONE)
+            spans = spans_of(ranked, text)
+            if spans:
+                extra = {**extra, RELEVANT_SPANS: spans}
+            node = _with_metadata(item.node, extra)
+            if spans and self.compress:
+                _shorten(node, text, spans)
+            kept.append(item.model_copy(update={"node": node, "score": score}))
 
 
 def content(node: BaseNode, mode: MetadataMode, *, file_paths: bool = True) -> str:
@@ -230,11 +251,21 @@ def _with_metadata(node: BaseNode, extra: dict[str, Any]) -> BaseNode:
     new: BaseNode = node.model_copy(
         update={name: copied(value, (MediaResource, RelatedNodeInfo)) for name, value in node}
     )
-    new.metadata.pop(FALLBACK, None)
+    for stale in (FALLBACK, RELEVANT_SPANS):
+        new.metadata.pop(stale, None)
     new.metadata.update(extra)
     for hidden in (new.excluded_embed_metadata_keys, new.excluded_llm_metadata_keys) if extra else ():
         hidden += [key for key in extra if key not in hidden]
     return new
+
+
+def _shorten(node: BaseNode, text: str, spans: Sequence[tuple[int, int, float]]) -> None:
+    """Leave of a copy of a node the spans of its text, at their place in the source."""
+    node.set_content(excerpt(text, spans))
+    start = getattr(node, "start_char_idx", None)
+    if start is not None and isinstance(node, TextNode):
+        node.start_char_idx = start + min(span[0] for span in spans)
+        node.end_char_idx = start + max(span[1] for span in spans)
 
 
 def _rebuild(cls: type[CrossEncoderRerank], keywords: dict[str, Any]) -> CrossEncoderRerank:

@@ -1,0 +1,173 @@
+"""Which parts of the kept texts it was, and what of them is left where a result is compressed: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from rerank_plugins._texts import is_blank
+from rerank_plugins.passages import Place
+from rerank_plugins.selection import to_logit
+from rerank_plugins.sentences import split_sentences
+from rerank_plugins.types import GAP, Candidate, RankedCandidate, Scale, Span
+
+__all__ = ["LARGEST_SHARE", "as_spans", "compressed", "sentence_pairs", "shown"]
+
+LARGEST_SHARE = 0.35
+"""Most of the characters that ``compress=True`` keeps."""
+MARGIN = 6.0
+"""With ``compress=True``: how much lower than the best one's the logit of a relevant span may be."""
+_HEADER = 256
+"""Characters of the header that stand before each sentence: room for a title, and the cost stays that of the text."""
+
+
+class Sentences(NamedTuple):
+    """The sentences of a candidate, and the texts that are scored for them."""
+
+    places: list[Place]
+    texts: list[str]
+    header: int
+    """How many characters of each text, at its beginning, are the header."""
+
+
+def sentence_pairs(candidate: Candidate) -> Sentences:
+    """The sentences of a candidate, each after the first lines of its header."""
+    header = candidate.header
+    if len(header) > _HEADER:
+        lines = header[:_HEADER].rpartition("\n")
+        header = lines[0] + lines[1] or header[:_HEADER] + "\n"
+    places = split_sentences(candidate.text)
+    return Sentences(places, [header + candidate.text[start:end] for start, end in places], len(header))
+
+
+def as_spans(text: str, places: Sequence[Place], logits: Sequence[float], scores: Sequence[float]) -> tuple[Span, ...]:
+    """Spans, best first, without the blanks around them; equal ones in the order of the text."""
+    found = []
+    for number in sorted(range(len(places)), key=lambda i: (-logits[i], places[i])):
+        start, end = places[number]
+        part = text[start:end]
+        if not is_blank(part):
+            left = len(part) - len(part.lstrip())
+            found.append(Span(start + left, start + len(part.rstrip()), float(scores[number])))
+    return tuple(found)
+
+
+def compressed(
+    items: Sequence[RankedCandidate],
+    scale: Scale,
+    share: bool | float,
+    max_tokens: int | None,
+    count_tokens: Callable[[Sequence[str]], Sequence[int]],
+) -> list[RankedCandidate]:
+    """Leave of each candidate its relevant spans.
+
+    The best span of each candidate is relevant. Others are from the best one on, until a share of the characters of all
+    texts is kept; with ``True`` that share is `LARGEST_SHARE`, and they end `MARGIN` below the best one of all.
+    With `max_tokens`, spans are then taken from the best one on, until the next one does not fit, whichever candidate
+    they are of; a candidate of which nothing is taken is left out. What has no spans counts as a whole, after all
+    that have, in its order.
+
+    Args:
+        items: Best first, with all their spans.
+        scale: Of the spans' scores.
+        share: The largest share of the characters, or True.
+        max_tokens: Most tokens of the result: of the spans, of the header of each candidate and of each gap; None for
+            any number.
+        count_tokens: Tokens of some texts.
+    """
+    ranked = sorted(
+        ((_logit(span, scale), number, span) for number, item in enumerate(items) for span in item.spans),
+        key=lambda found: -found[0],
+    )
+    kept = _relevant(items, ranked, share)
+    if max_tokens is not None:
+        kept = _within(items, kept, max_tokens, count_tokens)
+    whole = {number for number, _ in kept}
+    spans: dict[int, list[Span]] = {}
+    for number, span in kept:
+        if span is not None:
+            spans.setdefault(number, []).append(span)
+    return [replace(items[number], spans=tuple(spans.get(number, ()))) for number in sorted(whole)]
+
+
+_Kept = list[tuple[int, Span | None]]
+"""Number of the candidate, and the span of it that is kept; None for all of it."""
+
+
+def _logit(span: Span, scale: Scale) -> float:
+    return span.score if scale == "logit" else float(to_logit(np.array([span.score]))[0])
+
+
+def _relevant(
+    items: Sequence[RankedCandidate], ranked: Sequence[tuple[float, int, Span]], share: bool | float
+) -> _Kept:
+    """The relevant ones of spans that come as (logit, number of the candidate, span), best first."""
+    lowest = ranked[0][0] - MARGIN if ranked and share is True else -np.inf
+    room = (LARGEST_SHARE if share is True else float(share)) * sum(len(item.text) for item in items)
+    best: dict[int, Span] = {}
+    for _, number, span in ranked:
+        best.setdefault(number, span)
+    room -= sum(span.end - span.start for span in best.values())
+    full = False
+    kept: _Kept = []
+    for logit, number, span in ranked:
+        if span is not best[number]:
+            full = full or logit < lowest or span.end - span.start > room
+            if full:
+                continue
+            room -= span.end - span.start
+        kept.append((number, span))
+    return [*kept, *((number, None) for number, item in enumerate(items) if not item.spans)]
+
+
+def _within(
+    items: Sequence[RankedCandidate],
+    kept: _Kept,
+    max_tokens: int,
+    count_tokens: Callable[[Sequence[str]], Sequence[int]],
+) -> _Kept:
+    texts = [items[number].text[slice(*(span or (None, None))[:2])] for number, span in kept]
+    headers = [items[number].candidate.header for number, _ in kept]
+    counts = iter(count_tokens([*texts, *headers, GAP]))
+    of_texts, of_headers = ([next(counts) for _ in kept] for _ in range(2))
+    of_gap = next(counts)
+    left = max_tokens
+    begun: set[int] = set()
+    result: _Kept = []
+    for place, tokens, header in zip(kept, of_texts, of_headers, strict=True):
+        left -= tokens + (of_gap if place[0] in begun else header)
+        if left < 0:
+            break
+        begun.add(place[0])
+        result.append(place)
+    return result
+
+
+def shown(item: RankedCandidate, text: str) -> tuple[Span, ...]:
+    """The spans of a candidate as places in the text that a caller's object shows.
+
+    That may be another one than what was scored: with a template around it, or without the blanks at its ends.
+
+    Args:
+        item: With spans in ``item.text``.
+        text: The text that is shown.
+
+    Returns:
+        The spans, in their order; those outside of it are left out, all where it is not in what was scored.
+    """
+    core = text.strip()
+    begin = item.text.find(core)
+    if begin < 0 or not core:
+        return ()
+    offset = text.find(core) - begin
+    return tuple(_inside(item.spans, begin, begin + len(core), offset))
+
+
+def _inside(spans: Sequence[Span], begin: int, end: int, offset: int) -> Iterator[Span]:
+    for span in spans:
+        start, stop = max(span.start, begin), min(span.end, end)
+        if start < stop:
+            yield Span(start + offset, stop + offset, span.score)
