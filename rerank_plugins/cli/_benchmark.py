@@ -17,7 +17,7 @@ from rich.table import Table
 from rerank_plugins._machine import processor
 from rerank_plugins._printable import json_text
 from rerank_plugins._quiet import no_progress_bars
-from rerank_plugins.cli._options import Json, Model
+from rerank_plugins.cli._options import Json, takes_settings
 from rerank_plugins.cli._progress import bar
 from rerank_plugins.cli._screen import Screen, write_json
 from rerank_plugins.errors import ConfigurationError, RerankError
@@ -45,12 +45,12 @@ class Row:
     top_10: list[int] = field(default_factory=list)
 
 
+@takes_settings("model", "threads")
 def benchmark(
-    model: Model = None,
     candidates: Annotated[int, typer.Option(min=SHORT, help="Paragraphs of Python's manual to rank.")] = 100,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of our engines; all cores if not given.")] = None,
     as_json: Json = False,
+    **chosen: Any,
 ) -> None:
     """Time our engines on a model, and what else is installed that can load it.
 
@@ -59,7 +59,7 @@ def benchmark(
     """
     texts = _paragraphs(candidates)
     with no_progress_bars():
-        rows, notes = _contenders(model, threads, texts)
+        rows, notes = _contenders(chosen["model"], chosen["threads"], texts)
     if not rows:
         raise ConfigurationError("Nothing can run this model here: " + "; ".join(notes))
     with bar("Measuring") as tell:

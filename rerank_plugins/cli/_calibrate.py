@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rerank_plugins.cli._options import Backend, Label, Model, Overwrite, Revision, TrustRemoteCode, class_label
+from rerank_plugins.cli._options import Overwrite, takes_settings
 from rerank_plugins.cli._screen import echo
 from rerank_plugins.errors import ConfigurationError, InputError
 
@@ -32,6 +32,7 @@ _NARROW = 0.1
 """Widths of the range that calibrated scores take, below which no threshold parts anything."""
 
 
+@takes_settings("model", "backend", "label", "revision", "trust_remote_code")
 def calibrate(
     data: Annotated[
         list[Path], typer.Argument(help='Files of JSON lines {"query", "passage", "label"}, labels from 0 to 1.')
@@ -56,12 +57,8 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
-    model: Model = None,
-    backend: Backend = "auto",
-    label: Label = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
+    **chosen: Any,
 ) -> None:
     """Fit the map that turns a model's logits into probabilities on judged pairs, save it, and propose a min_score.
 
@@ -84,14 +81,7 @@ def calibrate(
     if len(texts) < FOLDS:
         raise InputError(f"Calibration needs judged pairs of at least {FOLDS} queries; got {len(texts)}.")
     writable_directory(out.absolute().parent)
-    reranker = Reranker(
-        model,
-        backend=backend,
-        label=class_label(label),
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
-    logits, labels, folds = _scored(reranker, texts)
+    logits, labels, folds = _scored(Reranker(**chosen), texts)
     truth = labels >= 0.5
     if truth.all() or not truth.any():
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -14,7 +14,7 @@ from rerank_plugins._extras import import_extra
 from rerank_plugins._paths import cache_directory, write_file
 from rerank_plugins._printable import json_text
 from rerank_plugins._secrets import without_passwords
-from rerank_plugins.cli._options import Label, Revision, TrustRemoteCode, class_label
+from rerank_plugins.cli._options import takes_settings
 from rerank_plugins.cli._progress import bar
 from rerank_plugins.cli._screen import COMMAND, Screen, echo, styled, write_json
 from rerank_plugins.errors import ConfigurationError
@@ -33,6 +33,7 @@ _WIDTH = 100
 """Columns at least: figures that wrap are better than figures that are cut."""
 
 
+@takes_settings("precision", "max_length", "label", "instruction", "device", "revision", "trust_remote_code")
 def evaluate(
     context: typer.Context,
     folders: Annotated[
@@ -87,13 +88,7 @@ def evaluate(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Score everything anew, whatever was kept.")] = False,
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="Number format.")] = "auto",
-    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query and a text together.")] = None,
-    label: Label = None,
-    instruction: Annotated[str | None, typer.Option(help="Task description, for models that take one.")] = None,
-    device: Annotated[str | None, typer.Option(help="torch device.")] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    **chosen: Any,
 ) -> None:
     """Measure what reranking does to a first stage, on your own queries and judgements.
 
@@ -110,24 +105,8 @@ def evaluate(
     """
     from rerank_plugins import evaluation
 
-    for path in (report, None if json_file in (None, "-") else Path(str(json_file))):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise ConfigurationError(f"{path} cannot be written: expected a file name in a directory that exists.")
-    if report is not None:
-        # Told before the evaluation rather than after its hours.
-        for module in ("jinja2", "matplotlib"):
-            import_extra(module, "eval")
-    rerankers = _rerankers(
-        model or [BUNDLED_NAME],
-        backend or ["auto"],
-        precision=precision,
-        max_length=max_length,
-        label=class_label(label),
-        instruction=instruction,
-        device=device,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    _check_files(report, json_file)
+    rerankers = _rerankers(model or [BUNDLED_NAME], backend or ["auto"], chosen)
     with bar("Evaluating") as tell:
         found = evaluation.evaluate(
             folders,
@@ -143,6 +122,16 @@ def evaluate(
     if json_file != "-":
         _show(found)
     _write(found, json_file, report, runs, context.meta.get(COMMAND))
+
+
+def _check_files(report: Path | None, json_file: str | None) -> None:
+    """Tell what cannot be written before the evaluation rather than after its hours."""
+    for path in (report, None if json_file in (None, "-") else Path(str(json_file))):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise ConfigurationError(f"{path} cannot be written: expected a file name in a directory that exists.")
+    if report is not None:
+        for module in ("jinja2", "matplotlib"):
+            import_extra(module, "eval")
 
 
 def _write(
@@ -187,7 +176,7 @@ def _work_directory() -> Path:
     return cache / "evaluate"
 
 
-def _rerankers(names: list[str], backends: list[str], **settings: object) -> dict[str, Reranker]:
+def _rerankers(names: list[str], backends: list[str], settings: dict[str, Any]) -> dict[str, Reranker]:
     from rerank_plugins import Reranker
 
     found: dict[str, Reranker] = {}
@@ -196,7 +185,7 @@ def _rerankers(names: list[str], backends: list[str], **settings: object) -> dic
             label = without_passwords(f"{name} [{backend}]" if len(backends) > 1 else name)
             if label in found:
                 raise ConfigurationError(f"The model {label!r} was given twice.")
-            found[label] = Reranker(name, backend=backend, **settings)  # type: ignore[arg-type]
+            found[label] = Reranker(name, backend=backend, **settings)
     return found
 
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from rerank_plugins.cli._options import Json, Revision, TrustRemoteCode
+from rerank_plugins.cli._options import Json, takes_settings
 from rerank_plugins.cli._screen import echo, write_json
 
 __all__ = ["inspect"]
 
 
+@takes_settings("precision", "revision", "trust_remote_code")
 def inspect(
     model: Annotated[
         str | None,
         typer.Argument(help="Hub id or local directory of a cross-encoder; the bundled English model if not given."),
     ] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="The number format to ask for.")
-    ] = "auto",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
+    **chosen: Any,
 ) -> None:
     """Show what is known of a model before it is loaded, and how --model MODEL would run here.
 
@@ -33,10 +30,9 @@ def inspect(
     from rerank_plugins._printable import json_text
     from rerank_plugins.settings import Settings
 
-    settings = Settings(model, precision=precision, revision=revision, trust_remote_code=trust_remote_code)
-    facts, engines, chosen = _look(settings)
+    facts, engines, taken = _look(Settings(model, **chosen))
     if as_json:
-        write_json(json_text({**facts, "engines": engines, "auto": chosen}, indent=2))
+        write_json(json_text({**facts, "engines": engines, "auto": taken}, indent=2))
         return
     width = max(len(name) for name in facts) + 1
     for name, value in facts.items():
@@ -48,7 +44,7 @@ def inspect(
     for name, outcome in engines.items():
         echo(f"{name + ':':<{width}} {outcome}")
     echo("")
-    echo(f'backend="auto" takes {chosen}.' if chosen else 'backend="auto" finds no engine that can run it.')
+    echo(f'backend="auto" takes {taken}.' if taken else 'backend="auto" finds no engine that can run it.')
 
 
 def _look(settings: Any) -> tuple[dict[str, Any], dict[str, str], str | None]:

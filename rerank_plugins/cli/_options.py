@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from rerank_plugins.settings import Settings
 from rerank_plugins.training.settings import flags_of
+from rerank_plugins.types import BackendName, Precision, Scale
 
 Model = Annotated[
     str | None,
@@ -21,7 +24,7 @@ Model = Annotated[
     ),
 ]
 Backend = Annotated[
-    Literal["auto", "onnx", "openvino", "torch"],
+    BackendName,
     typer.Option(help="The engine; auto takes the fastest one there is."),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
@@ -49,21 +52,53 @@ def class_label(label: str | None) -> str | int | None:
     return int(label) if label is not None and label.isdecimal() else label
 
 
-def takes_options(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, in the place of ``**chosen``, an option for each keyword of some settings of training."""
+_OF_RERANKER: dict[str, Any] = {
+    "model": Model,
+    "backend": Backend,
+    "scale": Annotated[Scale, typer.Option(help="What a score means.")],
+    "label": Label,
+    "max_length": Annotated[int | None, typer.Option(min=1, help="Most tokens of a query and a text together.")],
+    "precision": Annotated[Precision, typer.Option(help="Number format.")],
+    "instruction": Annotated[str | None, typer.Option(help="Task description, for models that take one.")],
+    "device": Annotated[str | None, typer.Option(help="torch device.")],
+    "threads": Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores if not given.")],
+    "revision": Revision,
+    "trust_remote_code": TrustRemoteCode,
+}
+"""Options for keywords of `Reranker`, which has their defaults."""
+
+
+def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, in the place of ``**chosen``, options for keywords of `Reranker`, and it the chosen values."""
+    defaults = {keyword.name: keyword.default for keyword in fields(Settings)}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        own = [given for given in signature.parameters.values() if given.kind is not inspect.Parameter.VAR_KEYWORD]
-        options = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, default, annotation in _options(settings)
-        ]
-        whole = signature.replace(parameters=[*own, *options])
-        command.__signature__ = whole  # type: ignore[attr-defined]
-        return command
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            if "label" in names:
+                given["label"] = class_label(given["label"])
+            command(**given)
+
+        return _with_options(run, command, [(name, defaults[name], _OF_RERANKER[name]) for name in names])
 
     return decorate
+
+
+def takes_options(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, in the place of ``**chosen``, an option for each keyword of some settings of training."""
+    return lambda command: _with_options(command, command, _options(settings))
+
+
+def _with_options(run: Any, command: Callable[..., None], options: Sequence[tuple[str, Any, Any]]) -> Any:
+    """``run`` with the signature of a command and further options: name, default and annotation of each."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [given for given in signature.parameters.values() if given.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, default, annotation in options
+    ]
+    run.__signature__ = signature.replace(parameters=[*own, *more])
+    return run
 
 
 def _options(settings: type[Any]) -> list[tuple[str, Any, Any]]:

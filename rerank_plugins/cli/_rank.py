@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from rerank_plugins._lines import columns_of_csv, found_keys
 from rerank_plugins._printable import json_text, parse_json
-from rerank_plugins.cli._options import Backend, Label, Model, Revision, TrustRemoteCode, class_label
+from rerank_plugins.cli._options import takes_settings
 from rerank_plugins.cli._screen import echo, write_json
 from rerank_plugins.errors import InputError
 
@@ -21,6 +21,17 @@ _ARRAY = re.compile(r"\[\s*(?:[\[\]{\"]|$)")
 """The beginning of a JSON array, which a line of text such as "[1] Introduction" is not."""
 
 
+@takes_settings(
+    "model",
+    "backend",
+    "scale",
+    "label",
+    "max_length",
+    "precision",
+    "instruction",
+    "revision",
+    "trust_remote_code",
+)
 def rank(
     query: Annotated[str, typer.Argument(help="What the candidates are ranked for.")],
     file: Annotated[
@@ -32,15 +43,7 @@ def rank(
     ],
     top_n: Annotated[int | None, typer.Option(min=1, help="Keep the best this many.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Keep those that score at least this.")] = None,
-    model: Model = None,
-    backend: Backend = "auto",
-    scale: Annotated[Literal["probability", "logit"], typer.Option(help="What a score means.")] = "probability",
-    label: Label = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query and a text together.")] = None,
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="Number format.")] = "auto",
-    instruction: Annotated[str | None, typer.Option(help="Task description, for models that take one.")] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    **chosen: Any,
 ) -> None:
     """Rank the candidates in a file for a query.
 
@@ -56,18 +59,7 @@ def rank(
 
     from rerank_plugins import Candidate, Reranker
 
-    reranker = Reranker(
-        model,
-        backend=backend,
-        precision=precision,
-        max_length=max_length,
-        scale=scale,
-        label=class_label(label),
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        instruction=instruction,
-    )
-    ranking = reranker.rank(query, [Candidate(row["text"]) for row in rows], top_n, min_score)
+    ranking = Reranker(**chosen).rank(query, [Candidate(row["text"]) for row in rows], top_n, min_score)
     for item in ranking:
         scored = {
             **rows[item.index],

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import logging.config
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from rerank_plugins.cli._options import Backend, Label, Model, Revision, TrustRemoteCode, class_label
+from rerank_plugins.cli._options import takes_settings
 from rerank_plugins.errors import ConfigurationError
 
 __all__ = ["serve"]
 
 
+@takes_settings(
+    "model",
+    "backend",
+    "precision",
+    "threads",
+    "label",
+    "max_length",
+    "instruction",
+    "revision",
+    "trust_remote_code",
+)
 def serve(
-    model: Model = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for a free one.")] = 8787,
     api_key_env: Annotated[
@@ -30,14 +40,7 @@ def serve(
     raw_scores: Annotated[
         bool, typer.Option("--raw-scores", help="Give logits where a request does not ask for probabilities.")
     ] = False,
-    backend: Backend = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="Number format.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores if not given.")] = None,
-    label: Label = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query and a text together.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="Task description, for models that take one.")] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    **chosen: Any,
 ) -> None:
     """Serve one model to clients of Cohere, Jina, vLLM, Infinity and Text Embeddings Inference.
 
@@ -52,22 +55,11 @@ def serve(
         key = os.environ.get(api_key_env, "").strip()
         if not key:
             raise ConfigurationError(f"The environment variable {api_key_env!r} (--api-key-env) is not set. Set it.")
-    reranker = Reranker(
-        model,
-        backend=backend,
-        precision=precision,
-        threads=threads,
-        label=class_label(label),
-        max_length=max_length,
-        instruction=instruction,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
     options = ServerOptions(
         api_key=key, max_concurrent=max_concurrent, raw_scores=raw_scores, max_body_bytes=max_body_mb * 2**20
     )
     logging.config.dictConfig(_LOGGING)
-    run(reranker, options, host=host, port=port, no_auth=no_auth)
+    run(Reranker(**chosen), options, host=host, port=port, no_auth=no_auth)
 
 
 _LOGGING: dict[str, Any] = {
