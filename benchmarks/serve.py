@@ -32,7 +32,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def started(command: list[str], port: int, threads: int, texts: list[str]) -> It
 def memory_mb(process: psutil.Process) -> float:
     """Proportional set size of a process and its children, in MB."""
     processes = [process, *process.children(recursive=True)]
-    return sum(one.memory_full_info().pss for one in processes) / 1e6
+    return float(sum(one.memory_full_info().pss for one in processes)) / 1e6
 
 
 def measure(command: list[str], port: int, arguments: argparse.Namespace, texts: list[str]) -> dict[str, float]:
@@ -187,7 +187,7 @@ def main() -> None:
     texts = shuffled_paragraphs()
     with tempfile.TemporaryDirectory() as work:
         model = prepare_model(arguments.model, Path(work), int8=False, graph=True, progress=lambda *_: None)
-        commands = {
+        commands: dict[str, Callable[[int], list[str]]] = {
             "serve": lambda port: own_command(str(model.path), port, arguments.threads),
             "serve, bundled model": lambda port: own_command(BUNDLED_NAME, port, arguments.threads),
         }

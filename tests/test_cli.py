@@ -425,6 +425,7 @@ def test_errors_show_names_as_they_are(
     assert harmless(result.stderr)
 
 
+@pytest.mark.filterwarnings("default")
 def test_warnings_are_lines_like_errors(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     def warn(self: Reranker) -> Reranker:
         warnings.warn(f"The cache redis://u:PW@h is slow {HOSTILE}", RuntimeWarning, stacklevel=2)
