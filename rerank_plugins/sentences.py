@@ -7,7 +7,8 @@ The rule, in the order of precedence:
   begins a sentence.
 - ``。！？`` and the full stops of other scripts end one (with the closing quotes and brackets that follow), with or
   without a blank. A Japanese quotation that a particle follows (``」と``) goes on.
-- ``.``, ``!``, ``?`` and ``…`` end one where a blank follows and no small letter comes next.
+- ``.``, ``!``, ``?`` and ``…`` end one where a blank follows and no small letter comes next. Small letters count for
+  nothing in a text whose sentences all begin with them.
 - A full stop ends none after an abbreviation (``Dr.``, ``e.g.``, ``Fig. 3``), an initial (``J. Smith``, ``U.S.``) or
   the number of a list (``2.`` at the beginning of a line). After initials it does where a word follows that mostly
   begins sentences (``the U.S. The``).
@@ -38,9 +39,10 @@ _END = re.compile(
     rf"|(?P<line>[{_LINE}]\s*)"
 )
 _NEXT = re.compile(r"\s*[\"'“‘«‹(\[{（「『【《〈]*(?P<word>\w*)")
+_FIRST_LETTER = re.compile(r"(?:^|[.!?…]\s)[^\w.!?…]*([^\W\d_])")
 _LAST_WORD = re.compile(r"[^\W_](?:[^\W_]|[.'’-])*$")
 _ITEM = re.compile(r"[-*•‣◦·–—]\s|\(?(?:\d{1,3}|[a-zA-Z])[.)]\s|#{1,6}\s|[|>]")
-_LIST_NUMBER = re.compile(r"(?:\d{1,3}|[a-zA-Z])$")
+_LIST_NUMBER = re.compile(r"[ \t(*•-]*(?:\d{1,3}|[a-zA-Z])")
 _CLAUSE = re.compile(r"[,;:，；：、،؛]\s*|\s+")
 _BLANK = re.compile(r"\s*")
 _HIRAGANA = re.compile(r"[ぁ-ゖ]")
@@ -90,6 +92,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 
 def _boundaries(text: str) -> Iterator[int]:
     line = 0
+    has_capitals = any(found[1].isupper() for found in _FIRST_LETTER.finditer(text))
     for match in _END.finditer(text):
         kind, end = match.lastgroup, match.end()
         if kind == "line":
@@ -99,7 +102,7 @@ def _boundaries(text: str) -> Iterator[int]:
         elif kind == "wide":
             if not _goes_on(text, match):
                 yield end
-        elif _stops(text, line, match):
+        elif _stops(text, line, match, has_capitals):
             yield end
 
 
@@ -123,17 +126,17 @@ def _goes_on(text: str, match: re.Match[str]) -> bool:
     return text[end - 1] in "」』" and bool(_HIRAGANA.match(following))
 
 
-def _stops(text: str, line: int, match: re.Match[str]) -> bool:
+def _stops(text: str, line: int, match: re.Match[str], has_capitals: bool) -> bool:
     following = _NEXT.match(text, match.end())
     word = following["word"] if following else ""
-    if word[:1].islower():
+    if has_capitals and word[:1].islower():
         return False
     if match.group().rstrip(_CLOSERS.replace("\\", "")) != ".":
         return True
     # A word is short; what is longer is none that matters here.
     before = _LAST_WORD.search(text[max(line, match.start() - 24) : match.start()])
     last = before.group().lower() if before else ""
-    if _LIST_NUMBER.match(last) and not text[line : match.start() - len(last)].strip(" \t(-*•"):
+    if match.start() - line < _WRAPPED and _LIST_NUMBER.fullmatch(text, line, match.start()):
         return False
     if last in _ABBREVIATIONS:
         return False

@@ -86,13 +86,18 @@ class RerankServer:
         self._started = int(time.time())
         self._configured = functools.lru_cache(maxsize=32)(self._configure)
 
-    def _configure(self, instruction: str | None, max_length: int | None) -> Reranker:
+    def _configure(self, instruction: str | None, max_length: int | None, spans: bool) -> Reranker:
         """The reranker with what one request says otherwise; the loaded model is shared."""
         config = self.reranker.config
         limit = self.reranker.max_length
         if max_length is not None and limit is not None:
             max_length = min(max_length, limit)
-        changes = {"instruction": instruction, "max_length": max_length}
+        windows = config["spans"] is None and config["passage_length"] is not None
+        changes = {
+            "instruction": instruction,
+            "max_length": max_length,
+            "spans": "sentences" if spans and not windows else None,
+        }
         return Reranker(**{**config, **{name: value for name, value in changes.items() if value is not None}})
 
     async def warm_up(self) -> None:
@@ -157,7 +162,8 @@ class RerankServer:
     def _ranked(self, path: str, agent: str, body: bytes) -> tuple[int, bytes]:
         options = self.options
         ask = parse(path, body, agent=agent, max_texts=options.max_texts, raw=options.raw_scores)
-        ranking = self._reranker_for(ask).rank(ask.query, ask.texts)
+        # Spans are found of what is given back alone.
+        ranking = self._reranker_for(ask).rank(ask.query, ask.texts, None if ask.spans is None else ask.top_n)
         if not all(item.scored for item in ranking):
             raise Refused(503, "Not all texts could be scored.", "Unhealthy")
         if ask.strict and any(item.truncated for item in ranking):
@@ -166,9 +172,9 @@ class RerankServer:
         return len(ask.texts), answer(ask, ranking, self.model)
 
     def _reranker_for(self, ask: Ask) -> Reranker:
-        if ask.instruction is None and ask.max_length is None:
+        if ask.instruction is None and ask.max_length is None and ask.spans is None:
             return self.reranker
-        return self._configured(ask.instruction, ask.max_length)
+        return self._configured(ask.instruction, ask.max_length, ask.spans is not None)
 
     async def _while_there(self, request: Request, work: Awaitable[tuple[int, bytes]]) -> tuple[int, bytes]:
         """The result of `work`, which ends if the client goes away."""

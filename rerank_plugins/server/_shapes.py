@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rerank_plugins._texts import is_blank
 from rerank_plugins.selection import BLANK_LOGIT
@@ -39,6 +39,15 @@ class Refused(Exception):
         self.kind = kind
 
 
+class SpansAsked(NamedTuple):
+    """Cohere's ``relevant_spans``: which parts of a text the answer tells."""
+
+    threshold: float = 0.1
+    """Least probability of a span."""
+    most: int | None = None
+    """Most spans of a text; None for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a request asks for.
@@ -53,6 +62,7 @@ class Ask:
         strict: Whether a text that is too long is an error.
         instruction: Put to the model with the query.
         max_length: Most tokens of a pair.
+        spans: Which spans of each text are told; None for none.
     """
 
     shape: Shape
@@ -64,6 +74,7 @@ class Ask:
     strict: bool = False
     instruction: str | None = None
     max_length: int | None = None
+    spans: SpansAsked | None = None
 
 
 def parse(path: str, body: bytes, *, agent: str, max_texts: int, raw: bool) -> Ask:
@@ -107,7 +118,28 @@ def parse(path: str, body: bytes, *, agent: str, max_texts: int, raw: bool) -> A
         documents=_documents(path, agent, _flag(given, "return_documents")),
         instruction=_string(given, "instruction", optional=True),
         max_length=None if longest == -1 else longest,
+        spans=_spans(given.get("relevant_spans")) if ask.shape == "cohere" else None,
     )
+
+
+def _spans(given: Any) -> SpansAsked | None:
+    """What ``{"mode": "enabled", "threshold": 0.1, "max_spans": 3}`` asks for."""
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise Refused(400, f"relevant_spans must be an object or null; got {_kind(given)}.")
+    mode = given.get("mode")
+    if mode not in ("enabled", "disabled"):
+        raise Refused(400, f"relevant_spans.mode must be 'enabled' or 'disabled'; got {_shown(mode)}.")
+    threshold = given.get("threshold")
+    if threshold is None:
+        threshold = SpansAsked().threshold
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise Refused(400, f"relevant_spans.threshold must be a number from 0 to 1; got {_shown(threshold)}.")
+    most = _integer(given, "max_spans")
+    if most is not None and most < 1:
+        raise Refused(400, f"relevant_spans.max_spans must be at least 1; got {most}.")
+    return SpansAsked(float(threshold), most) if mode == "enabled" else None
 
 
 def shape_of(path: str, body: bytes) -> Shape:
@@ -223,7 +255,7 @@ def answer(ask: Ask, ranking: Ranking, model: str) -> bytes:
         ]
         return json.dumps(rows).encode()
     results = [
-        {"index": item.index, "relevance_score": score, **_document(ask, item)}
+        {"index": item.index, "relevance_score": score, **_document(ask, item), **_told_spans(ask, item)}
         for item, score in zip(items, scores, strict=True)
     ]
     said: dict[str, Any] = {"id": str(uuid.uuid4()), "results": results}
@@ -250,6 +282,13 @@ def _document(ask: Ask, item: RankedCandidate) -> dict[str, Any]:
     if ask.documents == "none":
         return {}
     return {"document": item.text if ask.documents == "string" else {"text": item.text}}
+
+
+def _told_spans(ask: Ask, item: RankedCandidate) -> dict[str, Any]:
+    if ask.spans is None:
+        return {}
+    likely = [span._asdict() for span in item.spans if span.score >= ask.spans.threshold]
+    return {"relevant_spans": likely[: ask.spans.most]}
 
 
 def _tokens(ask: Ask) -> int:
