@@ -1,8 +1,9 @@
-"""What both frameworks' adapters share: keywords as pydantic fields, reading and copying metadata, the agents' text."""
+"""What both frameworks' adapters share: keywords as pydantic fields, reading and copying metadata."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -34,17 +35,15 @@ from rerank_plugins.types import RankedCandidate
 
 __all__ = [
     "FALLBACK",
-    "NOTHING_FOUND",
     "RELEVANT_SPANS",
     "RankFields",
     "RerankerFields",
     "checked_query",
     "copied",
     "details",
-    "heading",
     "listed",
     "number",
-    "refusal",
+    "own_reranker",
     "spans_of",
     "value_text",
 ]
@@ -238,6 +237,24 @@ def _with_reranker(data: Mapping[str, Any]) -> tuple[dict[str, Any], Reranker]:
             "Set them where the Reranker is made."
         )
     return {**data, **config, "rerankers": rerankers}, shared
+
+
+def own_reranker(owner: str, data: Mapping[str, Any]) -> Reranker:
+    """The reranker of an object that is no pydantic model itself: ``reranker``, or one made from the keywords.
+
+    Args:
+        owner: Name of the object's class, for messages.
+        data: ``reranker`` and keywords of `Reranker`.
+
+    Raises:
+        ConfigurationError: A keyword that is unknown or cannot work.
+    """
+    return _fields_of(owner)(**data)._own
+
+
+@functools.cache
+def _fields_of(owner: str) -> type[RerankerFields]:
+    return create_model(owner, __base__=RerankerFields, __module__=__name__)
 
 
 # -- keywords and models of other rerankers ------------------------------------------------------------------
@@ -483,47 +500,3 @@ def _copying(value: Any, models: tuple[type[BaseModel], ...], memo: dict[int, An
         for name, item in value:
             new.__dict__[name] = yield item
     return new
-
-
-# -- what agents read ----------------------------------------------------------------------------------------
-
-NOTHING_FOUND = "No relevant passages were found. Try another query."
-
-_LABELS = {
-    "title": ("title",),
-    "source": ("source", "file_path", "file_name", "filename"),
-    "page": ("page", "page_label"),
-    "url": ("url", "link"),
-}
-
-
-def heading(rank: int, score: float | None, metadata: Mapping[str, Any], name: str | None = None) -> str:
-    """The line above a passage, for a language model.
-
-    Args:
-        rank: From 1.
-        score: The relevance score; None for a passage that keeps its place of the first stage.
-        metadata: What the model may see. Title, source, page and URL are shown, where they are there.
-        name: Shown as the source where there is no title, source or URL.
-    """
-    found: dict[str, str] = {}
-    for label, keys in _LABELS.items():
-        texts = (" ".join(value_text(metadata.get(key)).split()) for key in keys)
-        text = next(filter(None, texts), "")
-        if text and text not in found.values():
-            found[label] = text
-    if name and not found.keys() & {"title", "source", "url"}:
-        found = {"source": name, **found}
-    told = "not reranked" if score is None else f"relevance score {score:.3f}"
-    return ", ".join([f"[{rank}] {told}", *(f"{label}: {text}" for label, text in found.items())])
-
-
-def refusal(query: object) -> str:
-    """What a language model is told whose query cannot be used."""
-    try:
-        long = checked_query(query)
-    except QueryError as error:
-        reason = str(error)
-    else:
-        reason = f"the query is too long ({len(long.split())} words, {len(long)} characters); ask in one sentence"
-    return f"Nothing was searched: {reason}. Call this tool again with another query."

@@ -17,6 +17,7 @@ from rerank_plugins.errors import is_passing
 from rerank_plugins.pipeline import TextLogits
 from rerank_plugins.ranking import as_ranking, best_first, scores
 from rerank_plugins.scorer import Scorer
+from rerank_plugins.telemetry import reranking
 from rerank_plugins.types import Candidate, Limits, RankedCandidate, Ranking
 
 __all__ = ["rank_requests"]
@@ -35,6 +36,13 @@ def rank_requests(scorer: Scorer, requests: Iterable[Request], limits: Limits, u
     """
     selection.check_limits(*limits)
     jobs = [(checked_query(query), checked_candidates(candidates)) for query, candidates in requests]
+    with reranking(scorer.settings, jobs, limits) as done:
+        rankings = _rank(scorer, jobs, limits, until)
+        done(rankings)
+    return rankings
+
+
+def _rank(scorer: Scorer, jobs: _Jobs, limits: Limits, until: float | None) -> list[Ranking]:
     settings = scorer.settings
     pairs = [(query, item.scored_text) for query, items in jobs for item in items]
     failed = None

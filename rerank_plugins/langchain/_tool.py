@@ -12,7 +12,8 @@ from langchain_core.retrievers import RetrieverLike
 from langchain_core.tools import StructuredTool, ToolException
 from pydantic import AfterValidator, BaseModel, Field
 
-from rerank_plugins._adapters import NOTHING_FOUND, checked_query, heading, refusal
+from rerank_plugins._adapters import checked_query
+from rerank_plugins._agent_texts import NOTHING_FOUND, heading, refusal
 from rerank_plugins.errors import QueryError
 from rerank_plugins.langchain._rerank import RerankRetriever
 

@@ -9,7 +9,8 @@ from llama_index.core.schema import MetadataMode, NodeWithScore
 from llama_index.core.tools import FunctionTool, ToolOutput
 from pydantic import BaseModel, Field
 
-from rerank_plugins._adapters import FALLBACK, NOTHING_FOUND, checked_query, heading, refusal
+from rerank_plugins._adapters import FALLBACK, checked_query
+from rerank_plugins._agent_texts import NOTHING_FOUND, heading, refusal
 from rerank_plugins.errors import QueryError
 from rerank_plugins.llama_index._rerank import CrossEncoderRerank, content
 from rerank_plugins.reranker import Reranker
