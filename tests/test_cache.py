@@ -24,7 +24,7 @@ from checkpoints import tiny
 
 from rerank_plugins import Reranker
 from rerank_plugins.backends._files import ModelFiles
-from rerank_plugins.cache import FileCache, MemoryCache, _scored, _stores
+from rerank_plugins.cache import FileCache, MemoryCache, _database, _scored
 from rerank_plugins.errors import ConfigurationError, ScoringError
 from rerank_plugins.testing import FakeBackend, word_overlap
 
@@ -598,7 +598,7 @@ def test_a_full_disk_costs_no_result_and_no_kept_score(tmp_path: Path) -> None:
 
 
 def test_a_file_that_another_process_holds_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_stores, "_BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(_database, "BUSY_TIMEOUT_S", 0.01)
     path = tmp_path / "scores.sqlite"
     reranker = Reranker(fake(), cache=path)
     reranker.logits("q", ["a"])

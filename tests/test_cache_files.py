@@ -18,7 +18,7 @@ import pytest
 from test_cache import TEXTS, digest, fake
 
 from rerank_plugins import Reranker
-from rerank_plugins.cache import FileCache, MemoryCache, ScoreCache, _scored, _stores, as_store
+from rerank_plugins.cache import FileCache, MemoryCache, ScoreCache, _database, _scored, _stores, as_store
 from rerank_plugins.errors import ConfigurationError
 
 KEY_VALUE = "(key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
@@ -32,7 +32,7 @@ def scores(cache: Any) -> list[float]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_stores, "_BUSY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(_database, "BUSY_TIMEOUT_S", 0.2)
 
 
 # -- what is no path of a file -----------------------------------------------------------------------------------------

@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import sqlite3
-import stat
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from rerank_plugins.cache._database import (
+    TABLE,
+    check_file,
+    check_path,
+    exclusive,
+    identity_of,
+    is_damage,
+    open_database,
+    set_aside,
+    something_else,
+)
 from rerank_plugins.cache._tell import tell
 from rerank_plugins.errors import ConfigurationError
 
@@ -24,8 +33,6 @@ T = TypeVar("T")
 
 _MIN_BYTES = 64 * 1024
 _KEYS_PER_STATEMENT = 500
-_BUSY_TIMEOUT_S = 5.0
-"""How long a lock is waited for that another process holds: SQLite's, or that of ``PATH-lock``."""
 _RETRY_S = 30.0
 """How long the file is left alone once ``PATH-lock`` could not be had: otherwise every call would wait."""
 _ACTION_S = 10.0
@@ -129,7 +136,7 @@ class FileCache:
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int = 1 << 28) -> None:
-        _check_path(os.fspath(path))
+        check_path(os.fspath(path))
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < _MIN_BYTES:
             raise ConfigurationError(f"max_bytes must be an integer of at least {_MIN_BYTES}; got {max_bytes!r}.")
         self.path = os.path.abspath(os.path.expanduser(os.fspath(path)))
@@ -198,14 +205,14 @@ class FileCache:
                 try:
                     return self._bounded(action, notes)
                 except sqlite3.DatabaseError as error:
-                    if not _is_damage(error):
+                    if not is_damage(error):
                         raise
                     damaged = self._identity
                     self._disconnect()
-                    with _exclusive(self.path):
+                    with exclusive(self.path):
                         # Otherwise another process has already set it aside.
-                        if damaged is not None and _identity_of(self.path) == damaged:
-                            notes.append(_set_aside(self.path, error))
+                        if damaged is not None and identity_of(self.path) == damaged:
+                            notes.append(set_aside(self.path, error))
                     return self._bounded(action, notes)
         finally:
             for note in notes:
@@ -224,26 +231,26 @@ class FileCache:
     def _connected(self, notes: list[str]) -> sqlite3.Connection:
         """The open file; a file that was removed or replaced since is opened anew."""
         if self._connection is not None:
-            if self._identity == _identity_of(self.path):
+            if self._identity == identity_of(self.path):
                 return self._connection
             self._disconnect()
         if self._given_up is not None and time.monotonic() - self._given_up[0] < _RETRY_S:
             raise self._given_up[1]
-        _check_file(self.path)
+        check_file(self.path)
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         # One process at a time: nobody may open a file that another one is about to set aside.
         try:
-            with _exclusive(self.path) as ours:
+            with exclusive(self.path) as ours:
                 try:
-                    self._connection = _open(self.path, self._limit)
+                    self._connection = open_database(self.path, self._limit)
                 except sqlite3.DatabaseError as error:
-                    if not _is_damage(error):
+                    if not is_damage(error):
                         raise
                     if not ours:
-                        raise _something_else(self.path, str(error)) from error
-                    notes.append(_set_aside(self.path, error))
-                    self._connection = _open(self.path, self._limit)
-                self._identity = _identity_of(self.path)
+                        raise something_else(self.path, str(error)) from error
+                    notes.append(set_aside(self.path, error))
+                    self._connection = open_database(self.path, self._limit)
+                self._identity = identity_of(self.path)
         except TimeoutError as error:
             self._given_up = time.monotonic(), error
             raise
@@ -306,176 +313,11 @@ class FileCache:
         while (pages := used()) > max_pages or pages - max(pragma("user_version"), _EMPTY_PAGES) > most:
             connection.execute("DROP TABLE scores_1_old")
             connection.execute("ALTER TABLE scores_1_new RENAME TO scores_1_old")
-            connection.execute(_TABLE.format("new"))
+            connection.execute(TABLE.format("new"))
             connection.execute(f"PRAGMA user_version = {used()}")
         # Python steps through a statement without columns only once, and a step frees one page.
         for _ in range(min(pragma("freelist_count"), pragma("page_count") - max_pages)):
             connection.execute("PRAGMA incremental_vacuum(1)")
-
-
-_TABLE = "CREATE TABLE IF NOT EXISTS scores_1_{} (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
-
-
-def _open(path: str, limit: Sequence[float]) -> sqlite3.Connection:
-    """The file, with exactly the two tables of a score cache in it; made where there are none."""
-    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    try:
-        # A damaged value may call itself text, and be none.
-        connection.text_factory = bytes
-        # Rare enough to cost nothing; a query that goes on without end stops there.
-        connection.set_progress_handler(lambda: time.monotonic() > limit[0], 1_000_000)
-        connection.execute("PRAGMA trusted_schema = OFF")
-        found = {
-            tuple(b"" if part is None else part.replace(b'"', b"") for part in row)
-            for row in connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
-        }
-        if found and found != _SCHEMA:
-            names = sorted(name.decode("utf-8", "replace") for _, name, _, _ in found)
-            if any(re.fullmatch("scores_([2-9]|[1-9][0-9]+)_new", name) for name in names):
-                raise ConfigurationError(
-                    f"The score cache {path} was written by a newer rerank-plugins, and stays untouched. Upgrade this "
-                    "one, or give it a file of its own."
-                )
-            raise _something_else(path, f"it holds {', '.join(names[:5])}")
-        if not found:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
-        # Enough against the death of a process; only FULL would also sync every commit against a loss of power.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA journal_size_limit = 1048576")
-        if not found:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(_TABLE.format("new"))
-            connection.execute(_TABLE.format("old"))
-            connection.execute("COMMIT")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-_SCHEMA = {
-    (b"table", name, name, _TABLE.format(age).replace("IF NOT EXISTS ", "").encode())
-    for age in ("new", "old")
-    for name in (f"scores_1_{age}".encode(),)
-}
-"""Rows of sqlite_master, without the quotes that renaming a table puts there."""
-
-
-def _check_path(path: str) -> None:
-    if not path.strip():
-        raise ConfigurationError("The path of a score cache must name a file; got a blank one.")
-    if path.strip() == ":memory:":
-        raise ConfigurationError(
-            "The path of a score cache must name a file; got ':memory:'. To keep scores in memory, give a number of "
-            "pairs: cache=100_000."
-        )
-    # A scheme has two letters or more: one is a drive.
-    scheme = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]+):/|\s*(file|sqlite):", path)
-    if scheme is not None:
-        name = scheme[1] or scheme[2]
-        raise ConfigurationError(
-            f"The path of a score cache must name a file; got an address ({name}:...). For Redis and the like give a "
-            "store with mget and mset, such as LangChain's RedisStore; for SQLite the path alone."
-        )
-
-
-def _something_else(path: str, what: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{path} is something else than a score cache ({what}), and stays untouched. Give the score cache a file of "
-        "its own."
-    )
-
-
-def _check_file(path: str) -> None:
-    """Refuse what is there and was never a score cache, before anything is made beside it."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(found.st_mode):
-        raise _something_else(path, "no regular file")
-    if found.st_size and not os.path.lexists(f"{path}-lock"):
-        with open(path, "rb") as file:
-            beginning = file.read(len(_SQLITE))
-        if beginning != _SQLITE:
-            raise _something_else(path, f"it begins with {beginning!r}")
-
-
-_SQLITE = b"SQLite format 3\0"
-"""How every database of SQLite begins."""
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    # Python maps SQLITE_CORRUPT and SQLITE_NOTADB to this class itself, all that can pass to a subclass.
-    return type(error) is sqlite3.DatabaseError
-
-
-def _identity_of(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _set_aside(path: str, error: Exception) -> str:
-    number = 1
-    while os.path.exists(f"{path}.damaged-{number}"):
-        number += 1
-    target = f"{path}.damaged-{number}"
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path + suffix, target + suffix)
-    return f"The score cache {path} is damaged ({error}). It was set aside as {target}, and a new one is begun."
-
-
-_MARK = b"rerank-plugins score cache\n"
-
-
-@contextlib.contextmanager
-def _exclusive(path: str) -> Iterator[bool]:
-    """Hold a lock that ends with the process, however it ends; tells whether it was held for this file before.
-
-    Raises:
-        TimeoutError: Another process holds it.
-        OSError: It is a link, a pipe or of another user, or cannot be made.
-    """
-    name = f"{path}-lock"
-    # Other users must not be able to hold it, nor make this process write elsewhere or wait for a pipe.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(name, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(f"{name} is no regular file")
-        if hasattr(os, "fchmod") and found.st_mode & 0o077 and found.st_uid == os.geteuid():
-            os.fchmod(descriptor, 0o600)
-        _lock_file(descriptor, name)
-        held_before = os.read(descriptor, len(_MARK)) == _MARK
-        yield held_before
-        if not held_before:
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            os.write(descriptor, _MARK)
-    finally:
-        os.close(descriptor)
-
-
-def _lock_file(descriptor: int, name: str) -> None:
-    # Windows has no fcntl; it refuses to rename a file that is open, which is what the lock is for.
-    try:
-        import fcntl
-    except ImportError:
-        return
-    until = time.monotonic() + _BUSY_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise TimeoutError(f"another process holds {name}") from None
-            time.sleep(0.01)
 
 
 # -- fork -----------------------------------------------------------------------------------------------------------
