@@ -281,6 +281,16 @@ def test_modules_stay_readable(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 550
 
 
+@pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_functions_stay_readable(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= 100, f"{node.name}: {lines} lines"
+            assert len([*given.posonlyargs, *given.args, *given.kwonlyargs]) <= 16, node.name
+
+
 def test_importing_the_package_loads_no_framework_no_engine_and_no_model() -> None:
     heavy = ["torch", "transformers", "sentence_transformers", "langchain_core", "llama_index", "openvino",
              "onnxruntime", "huggingface_hub", "pydantic", "typer", "faiss"]  # fmt: skip

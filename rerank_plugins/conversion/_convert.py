@@ -161,37 +161,50 @@ def convert(
 
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        graph = work / "model.onnx"
-        tell("export", 0.2)
-        inputs, exporter = _export(source, graph, opset)
-        if int8:
-            tell("int8", 0.6)
-            _round(source, graph, texts)
-        tell("check", 0.7)
-        pairs, difference, correlation, n_labels = _check(source, graph, inputs)
-        _judge(int8, name, pairs, difference, correlation)
-        tell("write", 0.95)
-        report = ConversionReport(
-            path=out,
-            source=name,
-            weights="int8" if int8 else "fp32",
-            bytes=sum(file.stat().st_size for file in work.iterdir()),
-            inputs=tuple(inputs),
-            n_labels=n_labels,
-            pairs=pairs,
-            max_difference=difference,
-            rank_correlation=correlation,
-            exporter=exporter,
-        )
-        _write_config(source, work, report)
-        _write_tokenizer(source, work)
-        _write_settings(source, work)
+        report = _build(source, work, texts if int8 else None, opset, tell, out)
         read_as_umask_says(work)
         _replace(work, out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     tell("done", 1.0)
+    return report
+
+
+def _build(
+    source: _Source,
+    work: Path,
+    texts: Sequence[tuple[str, str]] | None,
+    opset: int,
+    tell: Callable[[str, float], None],
+    out: Path,
+) -> ConversionReport:
+    """Make and check the graph in ``work``, which is to become ``out``; in int8 where there are calibration texts."""
+    graph, name = work / "model.onnx", source.checkpoint.name
+    tell("export", 0.2)
+    inputs, exporter = _export(source, graph, opset)
+    if texts is not None:
+        tell("int8", 0.6)
+        _round(source, graph, texts)
+    tell("check", 0.7)
+    pairs, difference, correlation, n_labels = _check(source, graph, inputs)
+    _judge(texts is not None, name, pairs, difference, correlation)
+    tell("write", 0.95)
+    report = ConversionReport(
+        path=out,
+        source=name,
+        weights="fp32" if texts is None else "int8",
+        bytes=sum(file.stat().st_size for file in work.iterdir()),
+        inputs=tuple(inputs),
+        n_labels=n_labels,
+        pairs=pairs,
+        max_difference=difference,
+        rank_correlation=correlation,
+        exporter=exporter,
+    )
+    _write_config(source, work, report)
+    _write_tokenizer(source, work)
+    _write_settings(source, work)
     return report
 
 
