@@ -14,11 +14,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from rerank_plugins._machine import processor
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--calls", type=int, default=120)
+parser.add_argument("--longest", type=int, default=400, help="words of the longest texts")
 parser.add_argument("--engines", default="onnx:fp32,openvino:fp32,openvino:int8")
 parser.add_argument("--json", action="store_true")
 AS_IT_COMES = 5000
@@ -29,7 +31,7 @@ from rerank_plugins import Reranker
 from harness._engines import peak_bytes
 from harness._work import many_texts
 
-backend, precision, calls, kernels = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+backend, precision, (calls, kernels, most) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
 if kernels:
     engines.SHAPE_CACHE = kernels
 words = " ".join(many_texts(300)).split()
@@ -40,7 +42,7 @@ shapes, forward = set(), loaded.forward
 loaded.forward = lambda batch: shapes.add(batch.input_ids.shape) or forward(batch)
 start, found = time.perf_counter(), []
 for number in range(1, calls + 1):
-    longest = chance.choice([30, 60, 120, 240, 400])
+    longest = chance.choice([n for n in (30, 60, 120, 240, 400) if n <= most])
     begins = [chance.randrange(len(words) - longest) for _ in range(chance.choice([5, 10, 20, 40]))]
     reranker.logits("how does it work", [" ".join(words[at : at + chance.randint(5, longest)]) for at in begins])
     if number % max(1, calls // 4) == 0:
@@ -54,11 +56,15 @@ def main() -> None:
     """Measure, and print a table or JSON."""
     arguments = parser.parse_args()
     found = {}
+    # A script that is given as text does not see the folder that this one is in.
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     for engine in arguments.engines.split(","):
         name, precision = engine.split(":")
         for kernels in (0, AS_IT_COMES) if name == "openvino" else (0,):
-            command = [sys.executable, "-c", CODE, name, precision, str(arguments.calls), str(kernels)]
-            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            numbers = (arguments.calls, kernels, arguments.longest)
+            command = [sys.executable, "-c", CODE, name, precision, *map(str, numbers)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             found[f"{name} {precision}{', as it comes' if kernels else ''}"] = json.loads(run.stdout)
     if arguments.json:
         machine = {"processor": processor()[0], "cpus": os.cpu_count()}

@@ -68,6 +68,12 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         self.body = json.dumps({"model": "m", "query": QUERY, "documents": texts})
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
     def call(self) -> float:
         """Seconds of one call."""
         start = time.perf_counter()
@@ -100,7 +106,8 @@ def started(command: list[str], port: int, threads: int, texts: list[str]) -> It
                     log.seek(0)
                     raise RuntimeError(f"{command[0]} did not start:\n{log.read().decode()[-2000:]}")
                 try:
-                    Client(port, texts).call()
+                    with Client(port, texts) as client:
+                        client.call()
                     break
                 except (OSError, http.client.HTTPException, RuntimeError, ValueError, KeyError):
                     time.sleep(0.02)
@@ -125,15 +132,15 @@ def measure(command: list[str], port: int, arguments: argparse.Namespace, texts:
     with started(command, port, arguments.threads, texts[:size]) as (start_s, process):
         time.sleep(1)
         memory = memory_mb(process)
-        client = Client(port, texts[:size])
-        alone = [client.call() for _ in range(arguments.calls)]
+        with Client(port, texts[:size]) as client:
+            alone = [client.call() for _ in range(arguments.calls)]
         times: list[float] = []
         end = time.perf_counter() + arguments.seconds
 
         def work(number: int) -> None:
-            own = Client(port, [texts[(number * size + i) % len(texts)] for i in range(size)])
-            while time.perf_counter() < end:
-                times.append(own.call())
+            with Client(port, [texts[(number * size + i) % len(texts)] for i in range(size)]) as own:
+                while time.perf_counter() < end:
+                    times.append(own.call())
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(arguments.clients)]
         begin = time.perf_counter()
@@ -205,7 +212,9 @@ def main() -> None:
     }
     if arguments.json:
         settings = {key: value for key, value in vars(arguments).items() if key not in ("json", "infinity")}
-        print(json.dumps({"processor": processor(), **settings, "servers": figures, "http_backend": added}, indent=1))
+        print(
+            json.dumps({"processor": processor()[0], **settings, "servers": figures, "http_backend": added}, indent=1)
+        )
         return
     for name, figure in figures.items():
         print(
