@@ -792,7 +792,7 @@ def test_what_cannot_be_written_is_told(found: Evaluation, tmp_path: Path) -> No
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     """Every model is a backend that counts common words."""
     backend = FakeBackend()
-    monkeypatch.setattr("rerank_plugins.reranker.load_backend", lambda spec: backend)
+    monkeypatch.setattr("rerank_plugins.scorer.load_backend", lambda spec: backend)
     return backend
 
 
