@@ -179,7 +179,7 @@ def calibrate(tmp_path: Path, logits: dict[str, list[tuple[float, float]]], *opt
 def by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model gives the logit that a text spells."""
     backend = FakeBackend(lambda query, text: float(text))
-    monkeypatch.setattr("rerank_plugins.reranker.load_backend", lambda settings: backend)
+    monkeypatch.setattr("rerank_plugins.scorer.load_backend", lambda settings: backend)
 
 
 def queries(pairs: list[tuple[float, float]]) -> dict[str, list[tuple[float, float]]]:

@@ -43,7 +43,7 @@ ROWS = [
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     """Every model is a backend that counts common words."""
     backend = FakeBackend()
-    monkeypatch.setattr("rerank_plugins.reranker.load_backend", lambda spec: backend)
+    monkeypatch.setattr("rerank_plugins.scorer.load_backend", lambda spec: backend)
     return backend
 
 

@@ -41,7 +41,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Non
     """The cross-encoder prefers texts that have the word Seine, then long ones: no embedder would."""
     if "bundled" not in request.keywords:
         backend = FakeBackend(lambda query, text: 3.0 * ("Seine" in text) + len(text) / 1000)
-        monkeypatch.setattr("rerank_plugins.reranker.load_backend", lambda spec: backend)
+        monkeypatch.setattr("rerank_plugins.scorer.load_backend", lambda spec: backend)
 
 
 @pytest.fixture(scope="session")
