@@ -805,7 +805,8 @@ def call(*arguments: str) -> Result:
 def test_command_shows_a_table(fake: FakeBackend, folder: Path, tmp_path: Path) -> None:
     result = call(str(folder), "--metrics", "nDCG@10 MRR@10", "--work", str(tmp_path / "work"))
     assert result.exit_code == 0, result.output
-    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    # The table of fusion comes later.
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()[::-1] if line.strip()}
     assert rows["MRR@10"][1:4] == ["0.5000", "0.7500", "+0.2500"]
     assert rows["MRR@10"][-4:] == ["2", "0", "2", "0.7500"]
     assert "1 left out for having no judgement" in result.stdout
