@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_at_both_ends", "duplicates", "min_max", "reciprocal_rank", "weighted"]
+__all__ = ["best_at_both_ends", "duplicates", "fused", "min_max", "reciprocal_rank", "weighted"]
 
 RRF_CONSTANT = 60
 """k of reciprocal rank fusion, as its authors chose it."""
@@ -54,6 +54,20 @@ def weighted(logits: Floats, first_stage: Floats, weight: float) -> Floats:
         Shape (n,), higher is better.
     """
     return weight * min_max(first_stage) + (1 - weight) * min_max(logits)
+
+
+def fused(logits: Floats, how: str | float, first_stage: Floats) -> Floats:
+    """Logits with the first stage's opinion: by ``"rrf"``, or with a weight of the first stage.
+
+    Args:
+        logits: Shape (n,), higher is better.
+        how: As `Settings.fusion`.
+        first_stage: Shape (n,), higher is better.
+
+    Returns:
+        Shape (n,), higher is better.
+    """
+    return reciprocal_rank(logits, first_stage) if isinstance(how, str) else weighted(logits, first_stage, how)
 
 
 def duplicates(texts: Sequence[str], threshold: float) -> list[int | None]:

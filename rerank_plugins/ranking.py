@@ -90,9 +90,8 @@ def _keys(settings: Settings, items: Sequence[RankedCandidate], logits: NDArray[
     if settings.fusion is None:
         return keys
     places = np.flatnonzero(read).tolist()
-    if isinstance(settings.fusion, str):
-        fused = fusion.reciprocal_rank(keys[read], -np.asarray(places, dtype=np.float64))
-    else:
+    first_stage = -np.asarray(places, dtype=np.float64)
+    if not isinstance(settings.fusion, str):
         given = [items[i].candidate.first_stage_score for i in places]
         if None in given:
             raise InputError(
@@ -100,8 +99,8 @@ def _keys(settings: Settings, items: Sequence[RankedCandidate], logits: NDArray[
                 f"{places[given.index(None)]} has none. Give Candidate(first_stage_score=...), or take fusion='rrf', "
                 "which needs the order alone."
             )
-        fused = fusion.weighted(keys[read], np.asarray(given, dtype=np.float64), settings.fusion)
-    keys[read] = fused
+        first_stage = np.asarray(given, dtype=np.float64)
+    keys[read] = fusion.fused(keys[read], settings.fusion, first_stage)
     return keys
 
 

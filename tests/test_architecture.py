@@ -130,7 +130,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_secrets",
         "__version__",
         "errors",
+        "fusion",
         "reranker",
+        "selection",
+        "settings",
         "types",
     },
     "training": {

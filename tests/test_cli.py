@@ -101,6 +101,20 @@ def test_start_up_imports_no_engine_and_no_framework() -> None:
 # -- rank -------------------------------------------------------------------------------------------------------
 
 
+def test_rank_tells_spans_and_what_compression_leaves(fake: FakeBackend, tmp_path: Path) -> None:
+    file = tmp_path / "candidates.jsonl"
+    text = "A whale swims in the sea. The red fox runs. Nobody of them can know why."
+    file.write_text(as_lines([{"text": text, "id": 1}, {"text": "Nothing."}]), encoding="utf-8")
+    best = lines(call("rank", "red fox", str(file), "--spans", "sentences").stdout)[0]
+    assert len(best["spans"]) == 3  # type: ignore[arg-type]
+    assert best["spans"][0][:2] == [26, 43]  # type: ignore[index]
+    assert "excerpt" not in best
+    best, other = lines(call("rank", "red fox", str(file), "--compress").stdout)
+    assert (best["excerpt"], best["text"], best["id"]) == ("The red fox runs.", text, 1)
+    assert other["excerpt"] == "Nothing."
+    assert "spans" not in lines(call("rank", "red fox", str(file)).stdout)[0]
+
+
 def test_rank_writes_every_candidate_best_first(fake: FakeBackend, tmp_path: Path) -> None:
     file = tmp_path / "candidates.jsonl"
     file.write_text(as_lines(ROWS), encoding="utf-8")

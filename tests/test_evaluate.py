@@ -394,7 +394,7 @@ def test_what_bm25_found_is_kept_until_the_texts_change(tmp_path: Path) -> None:
     bare, work = write_folder(tmp_path / "bare", None), tmp_path / "work"
     evaluate(bare, Overlap(), work=work, first_stage="bm25")
     (file,) = work.glob("first-stage-*.json")
-    file.write_text(json.dumps({"q1": ["d6"]}))
+    file.write_text(json.dumps({"q1": [["d6", 1.5]]}))
     assert evaluate(bare, Overlap(), work=work).datasets[0].candidates == {"q1": ["d6"]}
 
     texts = (bare / "queries.jsonl").read_text()
@@ -535,8 +535,10 @@ def test_damaged_scores_are_scored_again(folder: Path, tmp_path: Path, damage: s
     assert "red fox" in counted(model)
 
 
-@pytest.mark.parametrize("damage", ["5", "[" * 100_000, '{"q1": "d1"}', '{"q1": [1]}', '{"q1": ["d1", "d1"]}',
-                                    '{"q1": ["nowhere"]}', '{"none": []}', '{"q1": null}'])  # fmt: skip
+@pytest.mark.parametrize("damage", ["5", "[" * 100_000, '{"q1": "d1"}', '{"q1": [1]}', '{"q1": ["d1"]}',
+                                    '{"q1": [["d1", 1.0], ["d1", 1.0]]}', '{"q1": [["d1", NaN]]}',
+                                    '{"q1": [["nowhere", 1.0]]}', '{"q1": [["d1", "1"]]}',
+                                    '{"none": []}', '{"q1": null}'])  # fmt: skip
 def test_a_damaged_search_is_made_again(tmp_path: Path, damage: str) -> None:
     folder, work = write_folder(tmp_path / "toy", None), tmp_path / "work"
     whole = evaluate(folder, Overlap(), work=work).datasets[0].candidates
@@ -803,7 +805,8 @@ def call(*arguments: str) -> Result:
 def test_command_shows_a_table(fake: FakeBackend, folder: Path, tmp_path: Path) -> None:
     result = call(str(folder), "--metrics", "nDCG@10 MRR@10", "--work", str(tmp_path / "work"))
     assert result.exit_code == 0, result.output
-    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    # The table of fusion comes later.
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines()[::-1] if line.strip()}
     assert rows["MRR@10"][1:4] == ["0.5000", "0.7500", "+0.2500"]
     assert rows["MRR@10"][-4:] == ["2", "0", "2", "0.7500"]
     assert "1 left out for having no judgement" in result.stdout

@@ -230,15 +230,15 @@ def test_serve_tells_spans_as_cohere_does() -> None:
         assert (first["start"], first["end"]) == (FOX, FOX + 17)
         assert 0 < first["score"] < 1
         few = {"mode": "enabled", "threshold": 0.6, "max_spans": 1}
-        told = post(server, "/v2/rerank", {**body, "top_n": 3, "relevant_spans": few}).json()["results"]
+        told = post(server, "/v2/rerank", {**body, "relevant_spans": few}).json()["results"]
         assert [len(row["relevant_spans"]) for row in told] == [1, 1, 0]
         usual = {**body, "top_n": 1, "relevant_spans": {"mode": "enabled"}}
         told = post(server, "/v2/rerank", usual).json()["results"]
         assert [len(row["relevant_spans"]) for row in told] == [4]
         for off in (None, {"mode": "disabled"}):
             assert post(server, "/v2/rerank", {**body, "relevant_spans": off}).json()["results"] == plain
-        for bad in (True, [], {}, {"mode": "on"}, {"mode": "enabled", "threshold": 2}, {"mode": "enabled", "max_spans": 0},
-                    {"mode": "enabled", "threshold": "x"}, {"mode": "enabled", "max_spans": "x"}):  # fmt: skip
+        enabled_with = [{"threshold": 2}, {"threshold": "x"}, {"max_spans": 0}, {"max_spans": "x"}]
+        for bad in (True, [], {}, {"mode": "on"}, *({"mode": "enabled", **wrong} for wrong in enabled_with)):
             refused = post(server, "/v2/rerank", {**body, "relevant_spans": bad})
             assert refused.status_code == 400
             assert "relevant_spans" in refused.json()["message"] or "max_spans" in refused.json()["message"]

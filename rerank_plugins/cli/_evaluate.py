@@ -24,7 +24,7 @@ from rerank_plugins.models import BUNDLED_NAME
 
 if TYPE_CHECKING:
     from rerank_plugins import Reranker
-    from rerank_plugins.evaluation import DatasetResult, Evaluation, Speed
+    from rerank_plugins.evaluation import DatasetResult, Evaluation, ModelResult, Speed
 
 __all__ = ["evaluate"]
 
@@ -72,6 +72,13 @@ def evaluate(
         str,
         typer.Option(help="Names of ir-measures; the report plots the first. AP(rel=2) counts grades from 2 on."),
     ] = "nDCG@10 MRR@10 R@10 AP",
+    fusion: Annotated[
+        str,
+        typer.Option(
+            help="Measured too, out of the same scores: rrf, and weights of the first stage from 0 to 1. An empty text "
+            "leaves it out."
+        ),
+    ] = "rrf 0.1 0.3 0.5",
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML file with plots, and the best and worst queries.")
     ] = None,
@@ -114,6 +121,7 @@ def evaluate(
             first_stage=first_stage,
             top_k=top_k,
             measures=split_measures(metrics),
+            fusion=[_way(word) for word in fusion.replace(",", " ").split()],
             work=work or _work_directory(),
             resume=not fresh,
             progress=tell,
@@ -132,6 +140,13 @@ def _check_files(report: Path | None, json_file: str | None) -> None:
     if report is not None:
         for module in ("jinja2", "matplotlib"):
             import_extra(module, "eval")
+
+
+def _way(word: str) -> str | float:
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _write(
@@ -198,6 +213,8 @@ def _show(found: Evaluation) -> None:
             rows = [("first stage", means(result.first))]
             rows += [(model.name, means(model.values)) for model in result.models]
             _show_means(console, f"All models on {result.name}", rows)
+        for model in result.models:
+            _show_fusion(console, result, model)
     if len(found.datasets) > 1:
         names: list[tuple[str, str | None]] = [("first stage", None), *((name, name) for name in found.model_names)]
         overall = [(label, {m: found.mean(m, name) for m in found.measures}) for label, name in names]
@@ -245,6 +262,21 @@ def _show_dataset(console: Screen, result: DatasetResult) -> None:
                 f"{speed.p95_s * 1000:,.1f} ms (95th percentile); {_timed_queries(speed)}\n",
                 soft_wrap=True,
             )
+
+
+def _show_fusion(console: Screen, result: DatasetResult, model: ModelResult) -> None:
+    if not model.fused:
+        return
+    of = "" if result.dataset.scores else " (weights: of ranks, no scores are known)"
+    table = _table(f"{model.name}: fusion with the first stage{of}")
+    table.add_column("measure")
+    for name in ("reranked", *model.fused):
+        table.add_column(name, justify="right", no_wrap=True)
+    for measure, found in model.comparisons.items():
+        fused = [by_measure[measure] for by_measure in model.fused.values()]
+        values = [styled(f"{c.after:.4f}", style=_STYLES[verdict(c)]) for c in fused]
+        table.add_row(styled(measure), f"{found.after:.4f}", *values)
+    console.print(table)
 
 
 def _timed_queries(speed: Speed) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from rerank_plugins.settings import Settings
 from rerank_plugins.training.settings import flags_of
-from rerank_plugins.types import BackendName, Precision, Scale
+from rerank_plugins.types import BackendName, Precision, Scale, SpanUnit
 
 Model = Annotated[
     str | None,
@@ -62,6 +62,12 @@ _OF_RERANKER: dict[str, Any] = {
     "instruction": Annotated[str | None, typer.Option(help="Task description, for models that take one.")],
     "device": Annotated[str | None, typer.Option(help="torch device.")],
     "threads": Annotated[int | None, typer.Option(min=1, help="Threads to compute with; all cores if not given.")],
+    "passage_length": Annotated[
+        int | None, typer.Option(min=1, help="Score a long text in windows of this many tokens; the best one counts.")
+    ],
+    "spans": Annotated[
+        SpanUnit | None, typer.Option(help="Tell which sentences of a text it was, each with its own score.")
+    ],
     "revision": Revision,
     "trust_remote_code": TrustRemoteCode,
 }

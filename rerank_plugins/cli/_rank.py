@@ -29,6 +29,8 @@ _ARRAY = re.compile(r"\[\s*(?:[\[\]{\"]|$)")
     "max_length",
     "precision",
     "instruction",
+    "passage_length",
+    "spans",
     "revision",
     "trust_remote_code",
 )
@@ -43,12 +45,20 @@ def rank(
     ],
     top_n: Annotated[int | None, typer.Option(min=1, help="Keep the best this many.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Keep those that score at least this.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Keep the best ones until their tokens exceed this.")
+    ] = None,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Leave of each text its relevant sentences or windows alone.")
+    ] = False,
     **chosen: Any,
 ) -> None:
     """Rank the candidates in a file for a query.
 
     Writes one JSON line for each candidate, best first: all its own fields, and "score", "rank" and
-    "first_stage_rank" (its place among the candidates of the file).
+    "first_stage_rank" (its place among the candidates of the file). With --spans, --passage-length or --compress also
+    "spans", a list of [start, end, score] in characters, best first; with --compress "excerpt", what is left of the
+    text.
 
     A candidate that cannot be read is named by its place on standard error; all others are ranked and written, and the
     exit code is 2.
@@ -59,13 +69,17 @@ def rank(
 
     from rerank_plugins import Candidate, Reranker
 
-    ranking = Reranker(**chosen).rank(query, [Candidate(row["text"]) for row in rows], top_n, min_score)
+    candidates = [Candidate(row["text"]) for row in rows]
+    ranking = Reranker(**chosen).rank(query, candidates, top_n, min_score, max_tokens=max_tokens, compress=compress)
+    with_spans = compress or chosen["spans"] is not None or chosen["passage_length"] is not None
     for item in ranking:
         scored = {
             **rows[item.index],
             "score": item.score,
             "rank": item.rank,
             "first_stage_rank": item.first_stage_rank,
+            **({"spans": [list(span) for span in item.spans]} if with_spans else {}),
+            **({"excerpt": item.excerpt} if compress else {}),
         }
         write_json(json_text(scored))
     if problems:

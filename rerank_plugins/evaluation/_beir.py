@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +52,7 @@ class BeirDataset:
         documents: Text by document id, the title in front where there is one.
         qrels: Judgements by query id and document id.
         candidates: The first stage's document ids by query id, best first.
+        scores: The first stage's scores by query id, in the order of `candidates`; empty where only its order is known.
     """
 
     name: str
@@ -59,6 +60,7 @@ class BeirDataset:
     documents: dict[str, str]
     qrels: dict[str, dict[str, int]]
     candidates: dict[str, list[str]]
+    scores: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def usable(self) -> list[str]:
@@ -172,19 +174,21 @@ def read_candidates(path: Path, dataset: BeirDataset) -> BeirDataset:
     Raises:
         InputError: If a line is not valid or names a document that is not in the corpus, with file and line number.
     """
-    rows = read_rows if path.name.removesuffix(".gz").endswith(".tsv") else _trec_rows
+    only_ranks = path.name.removesuffix(".gz").endswith(".tsv")
     ranked: dict[str, list[tuple[float, str]]] = {}
-    for number, query, document, place in rows(path):
+    for number, query, document, place in (read_rows if only_ranks else _trec_rows)(path):
         if query not in dataset.queries:
             continue
         if document not in dataset.documents:
             raise InputError(f"{path}, line {number}: the document {document!r} is not in the corpus.")
         ranked.setdefault(query, []).append((place, document))
-    order = {
-        query: list(dict.fromkeys(document for _, document in sorted(found, key=lambda row: row[0])))
-        for query, found in ranked.items()
-    }
-    return replace(dataset, candidates=order)
+    order: dict[str, dict[str, float]] = {}
+    for query, found in ranked.items():
+        places = order[query] = {}
+        for place, document in sorted(found, key=lambda row: row[0]):
+            places.setdefault(document, -place)
+    scores = {} if only_ranks else {query: list(found.values()) for query, found in order.items()}
+    return replace(dataset, candidates={query: list(found) for query, found in order.items()}, scores=scores)
 
 
 def read_beir(path: str | os.PathLike[str], candidates: str | None = None) -> BeirDataset:

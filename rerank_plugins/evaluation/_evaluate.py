@@ -18,14 +18,20 @@ from rerank_plugins.evaluation._results import DatasetResult, Evaluation, ModelR
 from rerank_plugins.evaluation._store import ScoreFile, pair_key
 from rerank_plugins.evaluation.measures import (
     DEFAULT_MEASURES,
+    Comparison,
+    Values,
     best_order,
     compare,
     measure_queries,
     parse_measures,
 )
+from rerank_plugins.fusion import fused
 from rerank_plugins.reranker import Reranker
+from rerank_plugins.selection import BLANK_LOGIT, order
+from rerank_plugins.settings import Settings
 
 _PathLike = str | os.PathLike[str]
+DEFAULT_FUSION = ("rrf", 0.1, 0.3, 0.5)
 _PROBE_QUERIES = 3
 _PROBE_TEXTS = 4
 
@@ -37,6 +43,7 @@ def evaluate(
     first_stage: str = "auto",
     top_k: int = 100,
     measures: Sequence[str] = DEFAULT_MEASURES,
+    fusion: Sequence[str | float] = DEFAULT_FUSION,
     work: _PathLike | None = None,
     resume: bool = True,
     embed: Embed | None = None,
@@ -60,6 +67,8 @@ def evaluate(
             first: a TREC run, or, named .tsv, lines *query id, document id, rank*.
         top_k: How many candidates of each query are reranked.
         measures: Names of ir-measures, the first of which the report plots.
+        fusion: Values of `Settings.fusion` that are measured too, out of the same scores. A weight is one of the first
+            stage's scores, or of its ranks where only those are known.
         work: Directory that keeps scores and searches: the same call goes on where an earlier one stopped. None
             keeps nothing.
         resume: Use the scores found there; False scores everything anew.
@@ -85,6 +94,8 @@ def evaluate(
         >>> write_report(found, "report.html")  # doctest: +SKIP
     """
     parse_measures(measures)
+    # Checked as `Reranker` does.
+    ways = [how for value in fusion if (how := Settings(fusion=value).fusion) is not None]
     if top_k < 1:
         raise ConfigurationError(f"top_k must be 1 or more, got {top_k}.")
     scorers = _named(models)
@@ -117,7 +128,7 @@ def evaluate(
                 if progress is not None:
                     progress(news, done / max(total, 1))
 
-            found[place].append(_rerank(model, scorer, names[place], data, top_k, measures, cache, resume, tell))
+            found[place].append(_rerank(model, scorer, names[place], data, top_k, measures, ways, cache, resume, tell))
         if isinstance(scorer, Reranker):
             scorer.close()
     return Evaluation(
@@ -180,6 +191,7 @@ def _rerank(
     data: BeirDataset,
     top_k: int,
     measures: Sequence[str],
+    ways: Sequence[str | float],
     work: Path | None,
     resume: bool,
     progress: Callable[[int], None],
@@ -194,6 +206,7 @@ def _rerank(
     probes = _probe(scorer, data, candidates)
     rankings: dict[str, list[str]] = {}
     scores: dict[str, list[float]] = {}
+    with_first: dict[str, dict[str, list[str]]] = {str(how): {} for how in ways}
     times: list[tuple[int, float, bool]] = []
     with contextlib.ExitStack() as stack:
         kept = None
@@ -211,17 +224,47 @@ def _rerank(
             else:
                 logits, took = known
                 times.append((len(documents), took, False))
-            order = np.argsort(-np.asarray(logits), kind="stable")
-            rankings[query] = [documents[row] for row in order]
-            scores[query] = [logits[row] for row in order]
+            best = np.argsort(-np.asarray(logits), kind="stable")
+            rankings[query] = [documents[row] for row in best]
+            scores[query] = [logits[row] for row in best]
+            for how in ways:
+                with_first[str(how)][query] = _fused(documents, logits, how, data.scores.get(query))
             progress(len(documents))
     values = measure_queries(data, _places(rankings), measures)
     before = measure_queries(data, _places(candidates), measures)
-    comparisons = {
-        measure: compare([before[measure][q] for q in data.usable], [values[measure][q] for q in data.usable])
-        for measure in measures
+    return ModelResult(
+        model,
+        engine,
+        rankings,
+        scores,
+        values,
+        _compared(data, before, values),
+        _speed(times),
+        {
+            how: _compared(data, values, measure_queries(data, _places(orders), measures))
+            for how, orders in with_first.items()
+        },
+    )
+
+
+def _compared(data: BeirDataset, before: Values, after: Values) -> dict[str, Comparison]:
+    return {
+        measure: compare([before[measure][q] for q in data.usable], [after[measure][q] for q in data.usable])
+        for measure in after
     }
-    return ModelResult(model, engine, rankings, scores, values, comparisons, _speed(times))
+
+
+def _fused(
+    documents: Sequence[str], logits: Sequence[float], how: str | float, first_stage: Sequence[float] | None
+) -> list[str]:
+    """The order that `Settings.fusion` gives; blank documents stay at the end."""
+    keys = np.asarray(logits, dtype=np.float64)
+    ranks = -np.arange(len(keys), dtype=np.float64)
+    known = ranks if first_stage is None or isinstance(how, str) else np.asarray(first_stage[: len(keys)])
+    read = keys > BLANK_LOGIT
+    if read.any():
+        keys[read] = fused(keys[read], how, known[read])
+    return [documents[row] for row in order(keys)]
 
 
 def _timed(scorer: Scorer, data: BeirDataset, query: str, texts: Sequence[str]) -> tuple[list[float], float]:

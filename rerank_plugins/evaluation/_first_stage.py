@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,13 +64,13 @@ def with_first_stage(
     tell = progress or (lambda news, share: None)
     if first_stage == "bm25":
         found = _kept(cache, dataset, f"bm25 {top_k}", lambda: _bm25(dataset, top_k, tell))
-        return replace(dataset, candidates=found), "BM25"
+        return _with(dataset, found), "BM25"
     if first_stage == "faiss":
         if embed is not None:
             # What a caller's own function gives cannot be told from its name, so nothing is kept.
-            return replace(dataset, candidates=_faiss(dataset, top_k, embed, tell)), "FAISS"
+            return _with(dataset, _faiss(dataset, top_k, embed, tell)), "FAISS"
         found = _kept(cache, dataset, f"faiss {top_k}", lambda: _faiss(dataset, top_k, _minilm(), tell))
-        return replace(dataset, candidates=found), "FAISS, all-MiniLM-L6-v2"
+        return _with(dataset, found), "FAISS, all-MiniLM-L6-v2"
     beside = folder if folder.is_dir() else folder.parent
     for path in (beside / first_stage, Path(first_stage).expanduser()):
         if path.is_file():
@@ -80,9 +81,19 @@ def with_first_stage(
     )
 
 
-def _kept(
-    cache: Path | None, dataset: BeirDataset, settings: str, search: Callable[[], dict[str, list[str]]]
-) -> dict[str, list[str]]:
+_Found = dict[str, list[tuple[str, float]]]
+"""Document ids and scores by query id, best first."""
+
+
+def _with(dataset: BeirDataset, found: _Found) -> BeirDataset:
+    return replace(
+        dataset,
+        candidates={query: [document for document, _ in best] for query, best in found.items()},
+        scores={query: [score for _, score in best] for query, best in found.items()},
+    )
+
+
+def _kept(cache: Path | None, dataset: BeirDataset, settings: str, search: Callable[[], _Found]) -> _Found:
     if cache is None:
         return search()
     digest = hashlib.sha256(settings.encode())
@@ -95,7 +106,7 @@ def _kept(
     except (OSError, ValueError):
         kept = None
     if _is_search(kept, dataset):
-        return dict(kept)
+        return {query: [(document, score) for document, score in best] for query, best in kept.items()}
     # Told before the search, which may take minutes.
     try:
         writable_directory(cache)
@@ -110,14 +121,16 @@ def _is_search(kept: Any, dataset: BeirDataset) -> bool:
     """Whether a file holds what a search of this data set can give: each document of a query once, and known."""
     return isinstance(kept, dict) and all(
         query in dataset.queries
-        and isinstance(documents, list)
-        and all(isinstance(document, str) and document in dataset.documents for document in documents)
-        and len(set(documents)) == len(documents)
-        for query, documents in kept.items()
+        and isinstance(best, list)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in best)
+        and all(isinstance(document, str) and document in dataset.documents for document, _ in best)
+        and all(type(score) is float and math.isfinite(score) for _, score in best)
+        and len({document for document, _ in best}) == len(best)
+        for query, best in kept.items()
     )
 
 
-def _bm25(dataset: BeirDataset, top_k: int, progress: Progress) -> dict[str, list[str]]:
+def _bm25(dataset: BeirDataset, top_k: int, progress: Progress) -> _Found:
     """BM25 with the parameters that Pyserini and Anserini use for passages, k1 = 0.9 and b = 0.4.
 
     Words are runs of two letters or digits and more, so this is for languages that put blanks between words.
@@ -135,17 +148,17 @@ def _bm25(dataset: BeirDataset, top_k: int, progress: Progress) -> dict[str, lis
 
     index = bm25s.BM25(k1=0.9, b=0.4)
     index.index(tokens(list(dataset.documents.values())), show_progress=False)
-    found: dict[str, list[str]] = {}
+    found: _Found = {}
     queries = dataset.usable
     for number, query in enumerate(queries, 1):
         scores = index.get_scores_from_ids(index.get_tokens_ids(tokens([dataset.queries[query]])[0]))
         best = np.argsort(-scores, kind="stable")[:top_k]
-        found[query] = [names[row] for row in best if scores[row] > 0]
+        found[query] = [(names[row], float(scores[row])) for row in best if scores[row] > 0]
         progress("BM25: searching", number / len(queries))
     return found
 
 
-def _faiss(dataset: BeirDataset, top_k: int, embed: Embed, progress: Progress) -> dict[str, list[str]]:
+def _faiss(dataset: BeirDataset, top_k: int, embed: Embed, progress: Progress) -> _Found:
     faiss: Any = import_extra("faiss", "faiss")
     names, queries = list(dataset.documents), dataset.usable
     texts = list(dataset.documents.values())
@@ -157,8 +170,11 @@ def _faiss(dataset: BeirDataset, top_k: int, embed: Embed, progress: Progress) -
     index = faiss.IndexFlatIP(documents.shape[1])
     index.add(documents)
     asked = _embedded([dataset.queries[query] for query in queries], embed, lambda share: None)
-    _, rows = index.search(asked, min(top_k, len(names)))
-    return {query: [names[row] for row in found] for query, found in zip(queries, rows, strict=True)}
+    products, rows = index.search(asked, min(top_k, len(names)))
+    return {
+        query: [(names[row], float(score)) for row, score in zip(best, scores, strict=True)]
+        for query, best, scores in zip(queries, rows, products, strict=True)
+    }
 
 
 def _embedded(texts: Sequence[str], embed: Embed, progress: Callable[[float], None]) -> NDArray[np.float32]:

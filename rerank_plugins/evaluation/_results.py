@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class ModelResult:
         values: Measures by name and query.
         comparisons: Each measure against the first stage.
         speed: How fast it was; None where no query had a candidate.
+        fused: Each measure of the order that `Settings.fusion` makes, against the reranked one: by the way of fusion,
+            then by measure.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ModelResult:
     values: Values
     comparisons: dict[str, Comparison]
     speed: Speed | None
+    fused: dict[str, dict[str, Comparison]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,10 @@ class DatasetResult:
                     "model": model.name,
                     "engine": model.engine,
                     "measures": {name: asdict(found) for name, found in model.comparisons.items()},
+                    "fusion": {
+                        how: {name: asdict(found) for name, found in by_measure.items()}
+                        for how, by_measure in model.fused.items()
+                    },
                     "speed": None if model.speed is None else asdict(model.speed),
                 }
                 for model in self.models
