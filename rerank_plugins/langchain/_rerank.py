@@ -15,7 +15,6 @@ from langchain_core.callbacks import (
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config, patch_config
-from langchain_core.runnables.config import get_async_callback_manager_for_config, get_callback_manager_for_config
 from langchain_core.runnables.utils import ConfigurableFieldSpec, get_unique_config_specs
 from pydantic import ConfigDict, PrivateAttr, SkipValidation
 from pydantic.json_schema import SkipJsonSchema
@@ -34,6 +33,7 @@ from rerank_plugins._adapters import (
 from rerank_plugins.errors import ConfigurationError, InputError
 from rerank_plugins.langchain._cross_encoder import with_cross_encoder
 from rerank_plugins.langchain._first_stage import asking_for
+from rerank_plugins.langchain._runs import arun, run
 from rerank_plugins.selection import check_limits
 from rerank_plugins.types import Candidate, Limits, RankedCandidate, Ranking, excerpt
 
@@ -114,15 +114,10 @@ class _DocumentRerank(RankFields):
         note: str | None = None,
     ) -> list[Document]:
         """Rank candidates, the first ones of the documents, in a run of its own, a child of the caller's."""
-        manager = get_callback_manager_for_config(_config(callbacks))
-        run = manager.on_chain_start(None, self._inputs(candidates, query, cuts, note), name=_RUN_NAME)
-        try:
+        with run(_RUN_NAME, self._inputs(candidates, query, cuts, note), callbacks) as outputs:
             ranking = self._own.rank(query, candidates, **cuts)
             ranked = self._ranked(documents, ranking, compress=bool(cuts["compress"]))
-        except BaseException as error:
-            run.on_chain_error(error)
-            raise
-        run.on_chain_end(_outputs(ranked, ranking))
+            outputs |= _outputs(ranked, ranking)
         return ranked
 
     async def _arerank(
@@ -134,16 +129,11 @@ class _DocumentRerank(RankFields):
         cuts: dict[str, Any],
         note: str | None = None,
     ) -> list[Document]:
-        """As `_rerank`, without blocking the event loop. LangChain's callbacks of async calls are async themselves."""
-        manager = get_async_callback_manager_for_config(_config(callbacks))
-        run = await manager.on_chain_start(None, self._inputs(candidates, query, cuts, note), name=_RUN_NAME)
-        try:
+        """As `_rerank`, without blocking the event loop."""
+        async with arun(_RUN_NAME, self._inputs(candidates, query, cuts, note), callbacks) as outputs:
             ranking = await self._own.arank(query, candidates, **cuts)
             ranked = self._ranked(documents, ranking, compress=bool(cuts["compress"]))
-        except BaseException as error:
-            await run.on_chain_error(error)
-            raise
-        await run.on_chain_end(_outputs(ranked, ranking))
+            outputs |= _outputs(ranked, ranking)
         return ranked
 
     def _ranked(self, documents: Sequence[Document], ranking: Ranking, *, compress: bool) -> list[Document]:
@@ -376,11 +366,6 @@ def _checked_k(k: Any) -> int | None:
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ConfigurationError(f"k must be an int of at least 1, or None for the retriever's own; got {k!r}.")
     return int(k)
-
-
-def _config(callbacks: Callbacks) -> RunnableConfig:
-    """The caller's callbacks, otherwise those of the chain that is running."""
-    return ensure_config(None if callbacks is None else {"callbacks": callbacks})
 
 
 def _outputs(ranked: Sequence[Document], ranking: Ranking) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """For LlamaIndex's agents: only the tools that fit, and only what fits of what they answer."""
 
-from __future__ import annotations
+# No postponed annotations: LlamaIndex looks for `Context` among those of a tool's function as they are.
 
 import hashlib
 import logging
