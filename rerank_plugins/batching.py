@@ -1,4 +1,4 @@
-"""Batches of little padding under a token budget, of one call or of several, and the way back to the input order."""
+"""Batching by token count: batches with little padding under a token budget, for one call or several at once."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 __all__ = ["BatchCost", "Waiting", "next_batch", "token_budget_batches"]
 
 _PEER = 4
-"""A call up to this many times as large as another one, or no larger than a batch, shares batches as an equal."""
+"""Size ratio of calls that share a batch as equals. Calls that fit into one batch always do."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchCost:
-    """What a batch costs an engine, in tokens: its padded size and something for the batch itself.
+    """Cost of a batch, in tokens: its padded size plus a fixed cost.
 
     Attributes:
-        token_budget: The largest padded size.
-        fixed: What running a batch costs besides its tokens. Batches are split where that saves more padding.
-        width_step: Widths are padded to a multiple of so many tokens.
+        token_budget: Largest padded size of a batch.
+        fixed: Cost of running one more batch. A batch is split where the split saves more padding than this.
+        width_step: Widths are padded to a multiple of this many tokens.
     """
 
     token_budget: int
@@ -29,26 +29,25 @@ class BatchCost:
     width_step: int = 1
 
     def widths(self, lengths: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Padded widths of batches whose longest items have these lengths."""
+        """Padded widths of batches, given the lengths of their longest items."""
         widths: NDArray[np.intp] = -(-np.maximum(1, lengths) // self.width_step) * self.width_step
         return widths
 
     def places(self, lengths: NDArray[np.intp]) -> NDArray[np.intp]:
-        """How many items batches hold whose longest ones have these lengths: at least 1."""
+        """Most items of batches, given the lengths of their longest items; at least 1."""
         places: NDArray[np.intp] = np.maximum(1, self.token_budget // self.widths(lengths))
         return places
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """The items of one call that are not scored yet. Nothing changes them but `without`, which makes new ones.
+    """Unscored items of one call. Immutable: `without` returns a new object.
 
     Attributes:
-        positions: Where the items stand in the call, int, shape (n_waiting,), longest item first; equal lengths keep
-            their input order.
-        lengths: Their token counts, int, shape (n_waiting,), descending.
+        positions: Input positions, int, shape (n_waiting,), longest item first. Equal lengths keep their input order.
+        lengths: Token counts, int, shape (n_waiting,), descending.
         tokens: Tokens of the whole call.
-        due: Whose turn it is: the call with the least goes first.
+        due: Priority: the call with the lowest number goes first.
     """
 
     positions: NDArray[np.intp]
@@ -56,14 +55,14 @@ class Waiting:
     tokens: int
     due: int
     _plan: tuple[BatchCost, NDArray[np.intp]] | None = field(default=None, init=False)
-    """How many items the batch has that begins at each item, if this call is alone; see `_sizes`."""
+    """Batch sizes of this call alone, for a batch that begins at each item; see `_sizes`."""
 
     @classmethod
     def of(cls, lengths: Sequence[int] | NDArray[np.intp], now: int = 0) -> Waiting:
-        """A call that arrives.
+        """A new call.
 
-        It is due when as many tokens have been scored since its arrival as it has itself. So a small call goes before
-        a large one that runs, and a large one is not put off for ever by small ones that keep coming.
+        It is due once as many tokens have been scored since its arrival as it has itself. A small call therefore
+        overtakes a large one that is running, and small calls that keep coming cannot hold up a large one for ever.
 
         Args:
             lengths: Token count of each item.
@@ -75,13 +74,13 @@ class Waiting:
         return cls(order, counts[order], tokens, now + tokens)
 
     def first_batch(self, cost: BatchCost) -> int:
-        """How many items the first batch has, if this call is alone."""
+        """Size of the first batch of this call alone."""
         if self._plan is None or self._plan[0] != cost:
             self._plan = cost, _sizes(self.lengths, cost)
         return int(self._plan[1][0])
 
     def without(self, scored: slice) -> Waiting:
-        """What is left when the items of a part of a batch are scored."""
+        """The call without a slice of its items, which are scored."""
         start, stop = scored.start, scored.stop
         if start == 0:
             # Views, so that taking all batches out of a call is linear in its items.
@@ -89,7 +88,7 @@ class Waiting:
         else:
             rest = Waiting(np.delete(self.positions, scored), np.delete(self.lengths, scored), self.tokens, self.due)
         if self._plan is not None:
-            # Whatever comes before an item has no say in its batch; a batch that items are taken out of stays one.
+            # A batch depends only on the items from its first one on; one that loses items stays a batch.
             cost, sizes = self._plan
             kept = sizes[stop:]
             if start > 0:
@@ -101,18 +100,18 @@ class Waiting:
 
 
 def token_budget_batches(lengths: Sequence[int] | NDArray[np.intp], cost: BatchCost) -> Iterator[NDArray[np.intp]]:
-    """Group the items of one call at the least cost.
+    """Batches of one call, at the least total cost.
 
-    The longest items come first, so that memory peaks at once or never. An item longer than the budget gets a batch of
-    its own. Equal lengths keep their input order, hence the batches depend on the lengths alone.
+    The longest items come first, so that memory peaks in the first batch. An item longer than the budget gets a batch
+    of its own. Equal lengths keep their input order, so the batches depend on the lengths alone.
 
     Args:
         lengths: Token count of each item.
-        cost: Of a batch.
+        cost: Cost of a batch.
 
     Yields:
-        Integer arrays of input positions, disjoint, together a permutation of ``range(len(lengths))``. Write the
-        result of a batch to ``result[positions]`` and the input order is restored.
+        Input positions of each batch, int, shape (n_items,). Together they are a permutation of
+        ``range(len(lengths))``: writing each batch's result to ``result[positions]`` restores the input order.
     """
     call = Waiting.of(lengths)
     while len(call.positions):
@@ -122,21 +121,21 @@ def token_budget_batches(lengths: Sequence[int] | NDArray[np.intp], cost: BatchC
 
 
 def next_batch(calls: Sequence[Waiting], cost: BatchCost) -> list[tuple[int, slice]]:
-    """Choose the items that go into one padded batch.
+    """Items of the next batch, from one call or several.
 
-    An item longer than the budget gets a batch of its own. The call that is due first has its longest item in it, among
-    the items of like length of that call and of others of its size: of all such batches, the one with the least cost
-    for each of its tokens. Places that stay free go to shorter items of larger calls, which therefore never hold up a
-    small one.
+    The batch holds the longest item of the call that is due first. It is filled with items of similar length, of that
+    call and of calls of its size: among all such batches it has the least cost a token. Free places go to shorter
+    items of larger calls. An item longer than the budget gets a batch of its own.
 
-    Hence little padding among many small calls; and a call that is alone gets what `token_budget_batches` gives.
+    Many small calls thus share batches with little padding, and a large call never holds up a small one. A call alone
+    gets the batches of `token_budget_batches`.
 
     Args:
         calls: At least one call, each with at least one item.
-        cost: Of a batch.
+        cost: Cost of a batch.
 
     Returns:
-        For each call that takes part, its index in `calls` and the part of its `Waiting.positions`.
+        For each call with items in the batch: its index in `calls`, and the slice of its `Waiting.positions`.
     """
     if len(calls) == 1:
         return [(0, slice(0, calls[0].first_batch(cost)))]
@@ -148,7 +147,7 @@ def next_batch(calls: Sequence[Waiting], cost: BatchCost) -> list[tuple[int, sli
     if len(peers) == 1:
         batch = [(turns[0], slice(0, first.first_batch(cost)))]
     else:
-        # No batch with that item in it holds more: those that begin earlier are wider.
+        # An upper bound: a batch that begins with a longer item is wider and holds fewer.
         most = int(cost.places(first.lengths[:1])[0])
         pool = _Pool(calls, peers, longest, before=most - 1, after=most)
         start, stop = _cheapest(pool.lengths, pool.needed, most, cost)
@@ -162,9 +161,10 @@ def next_batch(calls: Sequence[Waiting], cost: BatchCost) -> list[tuple[int, sli
 
 
 def _sizes(lengths: NDArray[np.intp], cost: BatchCost) -> NDArray[np.intp]:
-    """How many items the first batch has in the cheapest partition of the items from each one on; lengths descend.
+    """Size of the first batch in the cheapest partition of ``lengths[i:]``, for each i; lengths are descending.
 
-    By dynamic programming from the shortest item up: the cheapest partition is that of the rest after its first batch.
+    Dynamic programming from the shortest item up: the cheapest partition is a first batch plus the cheapest partition
+    of the rest.
     """
     n = len(lengths)
     sizes = np.empty(n, dtype=np.intp)
@@ -173,7 +173,7 @@ def _sizes(lengths: NDArray[np.intp], cost: BatchCost) -> NDArray[np.intp]:
     counts = np.arange(max(places, default=0), 0, -1)
     for start in range(n - 1, -1, -1):
         most = min(places[start], n - start)
-        # From the largest batch down, which is what comes out where several cost the same.
+        # From the largest batch down: argmin takes the first of equal costs.
         costs = widths[start] * counts[-most:] + least[start + most : start : -1]
         best = int(costs.argmin())
         least[start] = costs[best] + cost.fixed
@@ -182,14 +182,14 @@ def _sizes(lengths: NDArray[np.intp], cost: BatchCost) -> NDArray[np.intp]:
 
 
 class _Pool:
-    """Items of several calls around a length, longest first; equal ones go by the order of `chosen`.
+    """Items of several calls with lengths around a given one, longest first; equal lengths in the order of `chosen`.
 
     Args:
         calls: All calls.
-        chosen: Those that items are taken of.
-        length: The length.
-        before: How many longer items of each call, the shortest of them.
-        after: How many other items of each call, the longest of them.
+        chosen: Indices of the calls whose items are taken.
+        length: The given length.
+        before: Most longer items of each call; the shortest are taken.
+        after: Most other items of each call; the longest are taken.
     """
 
     def __init__(self, calls: Sequence[Waiting], chosen: Sequence[int], length: int, before: int, after: int) -> None:
@@ -202,10 +202,10 @@ class _Pool:
         self.lengths: NDArray[np.intp] = lengths[order]
         self.owners = np.repeat(np.asarray(chosen, dtype=np.intp), [len(part) for part in taken])[order]
         self.needed = int((lengths > length).sum())
-        """Where the first item stands that is not longer than the length."""
+        """Index of the first item that is not longer than the length."""
 
     def parts(self, start: int, stop: int) -> list[tuple[int, slice]]:
-        """The part of each call in a stretch of the pool. A pool keeps every call's order, so a part has no gaps."""
+        """Slices of the calls that ``lengths[start:stop]`` consists of. The pool keeps each call's order: no gaps."""
         result = []
         for i, begin in sorted(self.begins.items()):
             of_call = np.flatnonzero(self.owners == i)
@@ -216,13 +216,13 @@ class _Pool:
 
 
 def _cheapest(lengths: NDArray[np.intp], needed: int, most: int, cost: BatchCost) -> tuple[int, int]:
-    """Where a batch of at most `most` begins and ends among descending lengths, so that the item `needed` is in it."""
+    """Start and end of the batch with the least cost a token that holds item `needed`; lengths are descending."""
     starts = np.arange(max(0, needed + 1 - most), needed + 1)
     ends = np.arange(needed + 1, min(len(lengths), needed + most) + 1)
     sums = np.concatenate(([0], np.cumsum(lengths)))
     counts, tokens = ends - starts[:, None], sums[ends] - sums[starts, None]
     price = (cost.widths(lengths[starts, None]) * counts + cost.fixed) / np.maximum(1, tokens)
     price[counts > cost.places(lengths[starts, None])] = np.inf
-    # Of those that cost the same, the largest.
+    # The largest of equal costs.
     start, end = divmod(int(price[:, ::-1].argmin()), len(ends))
     return int(starts[start]), int(ends[::-1][end])

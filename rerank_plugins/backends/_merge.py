@@ -1,8 +1,8 @@
-"""Pairs of callers at the same time, merged into shared batches by the callers themselves.
+"""Shared batches: pairs of concurrent callers are scored together.
 
-There is no thread for it and nobody waits for company. Who comes while nothing runs becomes the leader and runs batches
-at once, in its own thread; who comes meanwhile waits, and has its pairs in the leader's next batch. A leader whose own
-pairs are done hands over to one that waits, and returns.
+The scheme is flat combining, without a thread of its own. The first caller becomes the leader and runs batches in its
+thread at once. Later callers wait while the leader's next batches score their pairs too. A leader whose own pairs are
+done hands over to a waiting caller and returns.
 
 References:
     Hendler, Incze, Shavit and Tzafrir, "Flat Combining and the Synchronization-Parallelism Tradeoff", SPAA 2010
@@ -33,7 +33,7 @@ Run: TypeAlias = Callable[[list[EncodedPair]], NDArray[np.float32]]
 
 
 class _Call:
-    """One caller's pairs, and what has become of them. Only the leader changes `waiting`, `logits` and `error`."""
+    """Pairs of one caller, with their state. Only the leader changes `waiting`, `logits` and `error`."""
 
     def __init__(self, pairs: Sequence[EncodedPair], waiting: Waiting, run: Run, cost: BatchCost) -> None:
         self.pairs = pairs
@@ -55,7 +55,7 @@ class _Call:
 
 
 class SharedBatches:
-    """The calls that score on one set of weights at the same time."""
+    """Concurrent calls on one set of weights."""
 
     def __init__(self) -> None:
         self._start_afresh()
@@ -68,20 +68,20 @@ class SharedBatches:
         self._scored = 0
 
     def score(self, pairs: Sequence[EncodedPair], run: Run, cost: BatchCost) -> NDArray[np.float32]:
-        """Score pairs, in batches that are shared with whoever else is scoring.
+        """Logits of pairs, computed in batches shared with other callers.
 
         Args:
             pairs: At least one tokenised pair.
-            run: Scores one batch, which may hold other callers' pairs too.
-            cost: Of a batch.
+            run: Scores one batch, which may hold other callers' pairs.
+            cost: Cost of a batch.
 
         Returns:
             float32, shape (n_pairs, n_labels), input order.
 
         Raises:
-            Cancelled: The caller has gone.
-            DeadlineExceeded: The caller's time is up.
-            Exception: What `run` raised for these pairs, and not for another caller's.
+            Cancelled: The caller was cancelled.
+            DeadlineExceeded: The caller's deadline has passed.
+            Exception: Any error of `run` for these pairs; errors for other callers' pairs stay with them.
         """
         waiting = Waiting.of([len(pair.ids) for pair in pairs], self._scored)
         call = _Call(pairs, waiting, run, cost)
@@ -100,7 +100,7 @@ class SharedBatches:
                 else:
                     call.wake.wait(remaining_s())
         finally:
-            # Whatever ended this call, Ctrl-C too: the others go on without it.
+            # However this call ended, by Ctrl-C too, the others go on.
             self._leave(call)
         if call.error is not None:
             raise call.error
@@ -117,15 +117,15 @@ class SharedBatches:
             if self._leader is not call:
                 return
             waiting = [other for other in self._calls if not (other.done or other.cancelled)]
-            # The one that stays longest, so that leaders change seldom.
+            # The call with the latest turn, so that leaders change seldom.
             self._leader = max(waiting, key=lambda other: other.waiting.due, default=None)
             for other in self._calls:
-                # Once more those that are done: this call may have been interrupted before it told them.
+                # Also calls that are done: this one may have been interrupted before it woke them.
                 if other.done or other is self._leader:
                     other.wake.set()
 
     def _run_one(self) -> None:
-        """Run the next batch. Nothing leaves `waiting` before it is scored, so a leader that dies loses nothing."""
+        """Run the next batch. Pairs leave `waiting` only once scored, so an interrupted leader loses none."""
         with self._lock:
             calls = [call for call in self._calls if not (call.done or call.cancelled)]
         if calls:
@@ -144,7 +144,7 @@ class SharedBatches:
                 )
         except Exception as error:
             if len(parts) > 1:
-                # Each caller's pairs alone, so that the error finds whose it is.
+                # Each caller's pairs alone: only the caller whose pairs fail gets the error.
                 for alone in parts:
                     self._run([alone])
                 return
@@ -170,7 +170,7 @@ _everywhere: weakref.WeakSet[SharedBatches] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    # A child has none of the threads that lead or wait.
+    # The threads that lead or wait do not exist in a child.
     for batches in list(_everywhere):
         batches._start_afresh()
 

@@ -1,4 +1,4 @@
-"""Where to cut: how well scores part relevant from irrelevant pairs, and the threshold for a wanted share."""
+"""Thresholds on scores, and the area under the ROC curve."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Threshold:
 
 
 def roc_auc(scores: ArrayLike, relevant: ArrayLike) -> float:
-    """How often a relevant pair scores above an irrelevant one, over all such twos; equal scores count half.
+    """Area under the ROC curve: how often a relevant pair scores above an irrelevant one; ties count half.
+
+    Not scikit-learn's ``roc_auc_score``: `rerank-plugins calibrate` needs the base install and the extra ``cli`` alone.
 
     Args:
         scores: Shape (n,).

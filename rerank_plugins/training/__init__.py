@@ -1,7 +1,7 @@
 """Fine-tuning on your own data: cross-encoders, and bi-encoders for the first stage.
 
-Bi-encoders are trained by sentence-transformers' trainer, cross-encoders by the project's own loop; `fit` gives the
-measured reason. Needs the extra ``train``.
+Bi-encoders are trained by sentence-transformers' trainer, cross-encoders by a loop of our own (`fit` gives the measured
+reason). Needs the extra ``train``.
 """
 
 from rerank_plugins._judgements import Pair, Triple

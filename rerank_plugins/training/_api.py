@@ -1,4 +1,4 @@
-"""From data to a model directory, in one call."""
+"""`train`: from judged data to a model directory in one call."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ from rerank_plugins.training.settings import Directory, Paths, Progress, TrainSe
 _WORK = ".training"
 
 _EXPORT_S = 30.0
-"""Seconds that calibration and export of a MiniLM-L6 take on two cores, kept free of a budget in minutes."""
+"""Seconds reserved in a budget for calibration and export: those of a MiniLM-L6 on two cores."""
 
 _LEAST_TRAINING = 0.25
-"""Share of the minutes that is for training, however long the rest takes."""
+"""Least share of the budget for training, however long the rest takes."""
 
 
 @takes(TrainSettings)
 def train(data: Paths, out_dir: Directory, **keywords: Any) -> TrainedModel:
-    """Fine-tunes a cross-encoder on your own judged data, and makes it ready for every backend.
+    """Fine-tunes a cross-encoder on judged data and exports it for every backend.
 
-    All data is read and checked before anything is trained. A call that was interrupted goes on where it stopped:
-    mined negatives, the teacher's scores and the training itself are kept in ``out_dir`` until the end. Beside the
-    model, ``out_dir`` gets a model card, ``README.md``, with the recipe, the data and what was measured.
+    All data is read and checked before the training. An interrupted call resumes: ``out_dir`` keeps mined negatives,
+    the teacher's scores and checkpoints until the end. A model card, ``README.md`` in ``out_dir``, gives the recipe,
+    the data and the measures.
 
     Args:
         data: One or several of: a file of JSON lines of pairs ``{"query", "passage", "label", "split"?}``, with labels
@@ -126,8 +126,8 @@ def _prepared(out_dir: Directory, overwrite: bool) -> Path:
 
 
 def _lists(data: TrainingData, work: Path, settings: TrainSettings) -> tuple[list[Group], list[Group]]:
-    """Groups to train on, with their targets, and groups to measure."""
-    # Opened before the long work: a name that is wrong should be told at once.
+    """Training groups with their targets, and dev groups."""
+    # Opened before the long work: a wrong name is an error at once.
     miner = miner_of(settings.trunk)
     by_miner = settings.mine and settings.temperature is None and settings.teacher in (None, MINER)
     teacher = None
@@ -149,7 +149,7 @@ def _groups(
     filter: Reranker | None,
     teacher_share: float,
 ) -> tuple[list[Group], list[Group]]:
-    """Groups to train on and to measure; those that were mined are kept in ``work`` for the next call."""
+    """Training and dev groups; mined ones are kept in ``work`` for the next call."""
     size, seed = settings.group_size, settings.seed
     training, held_out = split_pairs(data.pairs)
     dev = evaluation_groups(held_out, limit=500)
@@ -188,7 +188,7 @@ def _groups(
 
 
 def _bundled_ndcg(dev: Sequence[Group], progress: Progress | None) -> float | None:
-    """nDCG@10 of the bundled model on the groups by which the weights are chosen; None without any."""
+    """nDCG@10 of the bundled model on the dev groups; None without any."""
     if not dev:
         return None
     with Reranker() as reranker:
@@ -203,15 +203,15 @@ def _bundled_ndcg(dev: Sequence[Group], progress: Progress | None) -> float | No
 def _calibrate(
     model: Any, dev: Sequence[Group], device: str | None
 ) -> tuple[float | None, float | None, Calibration | None]:
-    """Fits a calibration on the dev pairs and makes it part of the model.
+    """Fits a calibration on the dev pairs and folds it into the model.
 
     Returns:
-        The expected calibration error before and after, and the calibration; None where nothing could be fitted.
+        Expected calibration error before and after, and the calibration; None each where nothing could be fitted.
     """
     labels = np.array([gain for group in dev for gain in group.gains])
     if not len(labels) or labels.min() == labels.max():
         return None, None, None
-    # As it will be used: in float32, and with texts of full length.
+    # As at inference: float32 and full length.
     length = model[0].max_seq_length or 512
     scorer = Scorer(model, max_length=length, micro_batch=32, bf16=False, device=torch_device(device))
     _, logits = evaluate_groups(scorer, dev)
@@ -224,7 +224,7 @@ def _calibrate(
 
 
 def _finish(model: Any, out: Path, settings: TrainSettings, trained: TrainedModel) -> TrainedModel:
-    """Saves a model that was trained in the place of all that was in its directory, and exports it."""
+    """Saves the trained model, which replaces all else in its directory, and exports it."""
     model.to("cpu")
     for leftover in [path for path in out.iterdir() if path.name != _WORK]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -1,4 +1,4 @@
-"""Training data: reads pairs, triples and BEIR folders, and makes groups of one query and its passages."""
+"""Training data: readers of pairs, triples and BEIR folders, and groups of a query with its passages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rerank_plugins.training.settings import Paths
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """A file or folder that was read.
+    """A file or folder of training data.
 
     Attributes:
         name: Its name, without the folders above it.
@@ -51,12 +51,12 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What `read_data` found.
+    """Data of one or more sources.
 
     Attributes:
         pairs: Judged pairs, in file order.
-        passages: Whole corpora, which negatives may be mined from beside the passages of the pairs.
-        sources: What was read.
+        passages: Corpora of BEIR folders: further passages for mining negatives.
+        sources: Files and folders.
     """
 
     pairs: list[Pair]
@@ -66,12 +66,12 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One query with its candidate passages, the example of a listwise loss.
+    """One query with its candidate passages: an example for a listwise loss.
 
     Attributes:
         query: The query.
         passages: The candidates.
-        target: The probability of each passage that the listwise loss aims at; they sum to 1.
+        target: Target probabilities of the listwise loss; they sum to 1.
         gains: Graded relevance of each passage, from 0 to 1: for nDCG, for the binary loss and for calibration.
     """
 
@@ -82,7 +82,7 @@ class Group:
 
 
 def normalise(text: str) -> str:
-    """The text as used for telling duplicates: NFKC, lower case, letters and digits only, single spaces."""
+    """Form in which texts are compared: NFKC, lower case, letters and digits only, single spaces."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()))
 
 
@@ -102,7 +102,7 @@ def read_data(paths: Paths) -> TrainingData:
             by its highest one. Further fields are ignored.
 
     Returns:
-        The pairs in file order, and what negatives may come from beside them.
+        Pairs in file order, and corpora.
 
     Raises:
         ConfigurationError: If a file is missing.
@@ -183,7 +183,7 @@ def _read_beir(folder: Path) -> tuple[list[Pair], list[str], list[Path]]:
 
 
 def is_trained_on(model: Path, data: Path) -> bool:
-    """Whether a model's directory says that it was trained on the judgements by which a file or folder is measured."""
+    """Whether a model was trained, by its directory's ``training.json``, on the judgements of a file or folder."""
     try:
         facts = parse_json((model / "training.json").read_bytes())
         file = pairs_file(data)
@@ -199,7 +199,7 @@ def is_trained_on(model: Path, data: Path) -> bool:
 
 
 def _beir_files(folder: Path) -> list[Path]:
-    """Queries, corpus, and judgements to train on: one file, or one for each of the splits train and dev."""
+    """Queries, corpus, and training judgements: one file, or one each for the splits train and dev."""
     asked = find_file(folder, *QUERIES)
     corpus = find_file(folder, "corpus.jsonl.gz", "corpus.jsonl")
     files = [asked, corpus, find_file(folder, "qrels.tsv", "qrels/train.tsv")]
@@ -218,7 +218,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def is_held_out(query: str, fraction: float = 0.1) -> bool:
-    """Whether a query is held out as a dev query. Its text alone decides, so that every run agrees."""
+    """Whether a query is a dev query: a hash of its text decides, the same in every run."""
     digest = hashlib.sha256(normalise(query).encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32 < fraction
 
@@ -289,14 +289,14 @@ def evaluation_groups(pairs: Iterable[Pair], limit: int | None = None) -> list[G
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
-    """Writes groups as JSON lines, at once or not at all."""
+    """Writes groups as JSON lines, atomically."""
     with new_file(path) as out:
         for group in groups:
             out.write((json_text(asdict(group)) + "\n").encode())
 
 
 def read_groups(path: Path) -> list[Group]:
-    """Reads what `write_groups` wrote."""
+    """Groups of a file of `write_groups`."""
     groups = []
     with path.open(encoding="utf-8") as lines:
         for line in lines:

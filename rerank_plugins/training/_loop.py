@@ -1,4 +1,4 @@
-"""The training loop of cross-encoders: by elapsed time or by steps, resumable."""
+"""Training loop of cross-encoders: a budget of time or steps, resumable."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ from rerank_plugins.training.settings import Progress, TrainingConfig
 
 
 def ndcg(scores: Sequence[float] | NDArray[Any], gains: Sequence[float], k: int = 10) -> float:
-    """nDCG@k of one list with graded gains. Of equal scores, the passage with the lower gain comes first."""
-    # ir-measures takes whole-number judgements only; these gains are fractions.
+    """nDCG@k of one list with graded gains. Ties are broken against the model: the lower gain comes first.
+
+    Not ir-measures, which takes whole-number judgements alone, nor scikit-learn's ``ndcg_score``, whose mean over ties
+    flatters a model that scores all passages alike.
+    """
     graded = np.asarray(gains, dtype=np.float64)
     discount = 1 / np.log2(np.arange(2, k + 2))
     order = np.lexsort((graded, -np.asarray(scores, dtype=np.float64)))[:k]
@@ -37,7 +40,7 @@ def ndcg(scores: Sequence[float] | NDArray[Any], gains: Sequence[float], k: int 
 
 
 def batches(groups: Sequence[Group], per_step: int, seed: int, epoch: int) -> Iterator[list[Group]]:
-    """The groups of one epoch in random order, groups of similar length in one batch, which saves padding."""
+    """Batches of one epoch in random order. Groups of similar length share a batch, which saves padding."""
     rng = random.Random(f"{seed}-{epoch}")
     order = list(groups)
     rng.shuffle(order)
@@ -50,7 +53,7 @@ def batches(groups: Sequence[Group], per_step: int, seed: int, epoch: int) -> It
 
 
 class Scorer:
-    """Scores pairs with a cross-encoder, in micro-batches of similar length."""
+    """Cross-encoder scoring in micro-batches of pairs of similar length."""
 
     def __init__(self, model: Any, *, max_length: int, micro_batch: int, bf16: bool, device: str) -> None:
         self._torch: Any = import_extra("torch", "train")
@@ -76,7 +79,7 @@ class Scorer:
         logits = []
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            # Multiples of 32: every new shape costs a kernel compilation on a CPU.
+            # Multiples of 32: on a CPU, each new shape compiles a kernel.
             width = -(-max(len(ids[row]) for row in rows) // 32) * 32
             batch = np.zeros((3, len(rows), width), dtype=np.int64)
             batch[0] = self.tokenizer.pad_token_id or 0
@@ -135,29 +138,27 @@ def fit(
     *,
     budget_s: float | None = None,
 ) -> TrainingResult:
-    """Trains ``model`` in place, and leaves the best averaged weights in it.
+    """Trains ``model`` in place and leaves the best averaged weights in it.
 
-    A run that was killed goes on from its last checkpoint in ``checkpoints`` when it is called again, with optimiser,
-    averages and place in the data. A run by ``steps`` then ends with the same weights as one that was never
-    interrupted.
+    A killed run resumes from its last checkpoint in ``checkpoints``: optimiser, averages and place in the data. A run
+    by ``steps`` ends with the same weights whether it was interrupted or not.
 
-    The loop is the project's own because sentence-transformers' ``CrossEncoderTrainer`` (6.2, binary loss, defaults,
-    bfloat16) was five times slower: 11 pairs a second instead of 59, with the same pairs in lists of eight, on two
-    cores of a shared AMD Zen 5. It trains the embeddings too, and its batches have more padding and more shapes.
+    Not sentence-transformers' ``CrossEncoderTrainer`` (6.2, binary loss, defaults, bfloat16), which was five times
+    slower: 11 pairs a second instead of 59, on the same pairs in lists of eight, on two cores of a shared AMD Zen 5.
+    It also trains the embeddings, and its batches have more padding and more shapes.
 
     Args:
         model: A `CrossEncoder` of sentence-transformers with one logit.
-        groups: What to learn from.
-        dev: What to choose the best weights by; without any, the last averaged weights are kept.
-        config: How to train.
+        groups: Training groups.
+        dev: Groups that choose the best weights; without any, the last averaged weights are kept.
+        config: Settings of the loop.
         checkpoints: Directory of this run alone.
         progress: Called with a line of news and the share done.
-        budget_s: Seconds that training and measuring may take, over all resumptions, where `config` goes by minutes;
-            None is all of its minutes. A run that goes on keeps what it began with.
+        budget_s: Seconds of training and measuring, over all resumptions, where `config` has minutes; None is all of
+            them. A resumed run keeps its first budget.
 
     Raises:
-        ConfigurationError: If there is nothing to learn from, nothing to stop early by, or the checkpoints are those
-            of another run.
+        ConfigurationError: No groups, patience without dev groups, or checkpoints of another run.
     """
     if not groups:
         raise ConfigurationError("There is nothing to train on: no query has both a positive and a negative passage.")
@@ -173,7 +174,7 @@ def fit(
 
 @dataclass(slots=True)
 class _State:
-    """How far a run is; a checkpoint keeps it.
+    """Progress of a run, as a checkpoint keeps it.
 
     Attributes:
         step: Optimiser steps taken.
@@ -181,12 +182,12 @@ class _State:
         seconds: Time spent up to the last checkpoint.
         measures: nDCG@10 of the dev groups at each evaluation.
         best: The best of them.
-        stale: Evaluations since then.
-        next: The share of the run at which the dev groups are measured next.
+        stale: Evaluations since the best one.
+        next: Share of the run at which the dev groups are measured next.
         stopped_early: Whether patience ran out.
-        finished: Whether all is done, the last evaluations too.
-        budget_s: Seconds that all may take.
-        measure_s: Seconds that the last evaluation took.
+        finished: Whether all is done, including the last evaluations.
+        budget_s: Seconds of the whole run.
+        measure_s: Seconds of the last evaluation.
     """
 
     step: int = 0
@@ -203,7 +204,7 @@ class _State:
 
 
 class _Run:
-    """One run of `fit`: the model, its optimiser and averaged weights, the state, and the checkpoints on disk."""
+    """One run of `fit`: model, optimiser, averaged weights, state, and checkpoints on disk."""
 
     def __init__(
         self,
@@ -219,7 +220,7 @@ class _Run:
         self.device = torch_device(config.device)
         folder.mkdir(parents=True, exist_ok=True)
         self.latest, self.best_file = folder / "checkpoint.pt", folder / "best.pt"
-        # Evaluation mode throughout: dropout costs time and, over a single epoch, helps nothing.
+        # Evaluation mode throughout: dropout costs time and does not help over a single epoch.
         model.to(self.device).eval()
         bf16 = native_bf16(self.device, "train") if config.bf16 is None else config.bf16
         self.scorer = Scorer(
@@ -237,7 +238,7 @@ class _Run:
         self.optimizer = self._torch.optim.AdamW(parts, lr=0.0)
         self.average = [p.detach().clone() for p in self.trained]
         settings = {k: v for k, v in asdict(config).items() if k not in {"device", "checkpoint_s"}}
-        # Tells this run from others.
+        # Identifies the run.
         self.signature = json.dumps({**settings, "groups": [_digest(groups), _digest(dev)]})
         self.state = _State()
         self.began = self.last_saved = time.monotonic()
@@ -247,10 +248,10 @@ class _Run:
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Take up the run that the checkpoints are of, if there are any.
+        """Resume from the latest checkpoint, if there is one.
 
         Raises:
-            ConfigurationError: It is another run.
+            ConfigurationError: The checkpoint is of another run.
         """
         if self.latest.is_file():
             saved = self._torch.load(self.latest, map_location=self.device, weights_only=True)
@@ -268,7 +269,7 @@ class _Run:
         self.last_saved = time.monotonic()
 
     def checkpoint(self) -> None:
-        """Write a checkpoint, at once or not at all."""
+        """Write a checkpoint atomically."""
         self.state.seconds = time.monotonic() - self.began
         content = {
             "signature": self.signature,
@@ -286,27 +287,27 @@ class _Run:
         part.replace(path)
 
     def put(self, values: Sequence[Any]) -> None:
-        """Give the model these weights."""
+        """Load weights into the model."""
         with self._torch.no_grad():
             for p, value in zip(self.trained, values, strict=True):
                 p.copy_(value)
 
     def best_weights(self) -> Any:
-        """Those of the best evaluation."""
+        """Weights of the best evaluation."""
         return self._torch.load(self.best_file, map_location=self.device, weights_only=True)["weights"]
 
     # -- time and measures ----------------------------------------------------------------------------------------
 
     def share(self) -> float:
-        """The share of the run that is done, from 0 on; 1 is the end."""
+        """Share of the run that is done; 1 is the end."""
         if self.config.steps is not None:
             return self.state.step / self.config.steps
-        # What follows the training is part of the time: two evaluations here, and calibrating, which costs about one.
+        # The budget includes what follows: two evaluations, and a calibration that costs about as much as one.
         budget_s = max(self.state.budget_s - 3 * self.state.measure_s, 0.5 * self.state.budget_s)
         return (time.monotonic() - self.began) / budget_s
 
     def measure(self, weights: Sequence[Any]) -> None:
-        """Measure the dev groups with these weights, and keep them if they are the best."""
+        """Measure the dev groups with these weights; the best weights are saved."""
         before = [p.detach().clone() for p in self.trained]
         self.put(weights)
         started = time.monotonic()
@@ -325,7 +326,7 @@ class _Run:
     # -- training -------------------------------------------------------------------------------------------------
 
     def epoch(self) -> None:
-        """Train on what is left of the current epoch, or up to the end of the run."""
+        """Train to the end of the current epoch, or of the run."""
         config, state = self.config, self.state
         number, skip = divmod(state.step, math.ceil(len(self.groups) / config.groups_per_step))
         for place, chosen in enumerate(batches(self.groups, config.groups_per_step, config.seed, number)):

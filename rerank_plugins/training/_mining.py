@@ -1,4 +1,4 @@
-"""A bi-encoder: nearest passages of a query, and groups with hard negatives and soft targets made of them."""
+"""Mining with a bi-encoder: nearest passages, and groups with hard negatives and soft targets."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rerank_plugins.training.settings import Progress
 Vectors = NDArray[np.float32]
 
 MARGIN = 0.05
-"""How much less similar to its query, in cosine, a passage that nobody judged must be than the positive."""
+"""Least difference in cosine between the positive and an unjudged negative."""
 
 COSINE_TEMPERATURE = 0.05
-"""What cosines are divided by before the softmax."""
+"""Temperature of the softmax over cosines."""
 
 
 def torch_device(device: str | None) -> str:
@@ -59,7 +59,7 @@ class BiEncoder:
         vectors = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
         start = 0
         while start < len(order):
-            # Widths are multiples of 32: each new shape costs a kernel compilation.
+            # Widths are multiples of 32: each new shape compiles a kernel.
             width, end = 32, start
             while end < len(order):
                 wider = -(-len(encoded[order[end]]) // 32) * 32
@@ -93,26 +93,19 @@ def top(queries: Vectors, passages: Vectors, k: int) -> tuple[NDArray[np.int64],
     Returns:
         Indices, int64, and similarities, float32, both of shape (n_queries, k).
     """
+    torch: Any = import_extra("torch", "train")
     k = min(k, len(passages))
-    if k == 0:
-        return np.zeros((len(queries), 0), dtype=np.int64), np.zeros((len(queries), 0), dtype=np.float32)
-    indices = np.zeros((len(queries), k), dtype=np.int64)
-    values = np.zeros((len(queries), k), dtype=np.float32)
-    for start in range(0, len(queries), 512):
-        scores = queries[start : start + 512] @ passages.T
-        part = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        found = np.take_along_axis(scores, part, axis=1)
-        order = np.argsort(-found, axis=1, kind="stable")
-        indices[start : start + 512] = np.take_along_axis(part, order, axis=1)
-        values[start : start + 512] = np.take_along_axis(found, order, axis=1)
+    # In parts: the similarities of all queries at once may not fit into memory.
+    starts = range(0, max(len(queries), 1), 512)
+    found = [torch.topk(torch.from_numpy(queries[at : at + 512] @ passages.T), k) for at in starts]
+    values, indices = (torch.cat(part).numpy() for part in zip(*found, strict=True))
     return indices, values
 
 
 def softmax(values: Sequence[float] | NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """Softmax of ``values / temperature``."""
-    scaled = np.asarray(values, dtype=np.float64) / temperature
-    powers = np.exp(scaled - scaled.max())
-    shares: NDArray[np.float64] = powers / powers.sum()
+    special: Any = import_extra("scipy.special", "train")
+    shares: NDArray[np.float64] = special.softmax(np.asarray(values, dtype=np.float64) / temperature)
     return shares
 
 
@@ -129,22 +122,22 @@ def labelled_groups(
 ) -> list[Group]:
     """One positive and ``size - 1`` hard negatives for each judged query.
 
-    Negatives are judged passages of lower labels, which keep their labels as gains, and the nearest of the others. A
-    passage that nobody judged and whose similarity is not `MARGIN` below the positive's is likely to be another answer
-    and is left out: a false negative teaches the wrong order.
+    Negatives are judged passages with lower labels, which keep their labels as gains, and the nearest unjudged ones.
+    An unjudged passage must be at least `MARGIN` less similar than the positive. A more similar one is likely to be
+    another answer, and a false negative teaches the wrong order.
 
     Args:
-        questions: Queries with their judged passages; every one needs a positive.
+        questions: Queries with their judged passages; each query needs a positive.
         query_vectors: Their unit vectors, float32 (n_queries, dim).
-        passages: All passages, which include every judged one.
+        passages: All passages, judged ones included.
         vectors: Their unit vectors, float32 (n_passages, dim).
         size: Passages in a group.
-        teacher_share: Share of the target that is the softmax of the encoder's own cosines.
+        teacher_share: Weight in the target of the softmax of the encoder's cosines.
         seed: Seed of the sampling.
-        barred: Texts, as `normalise` gives them, that each question must not get as negatives.
+        barred: For each question, normalised texts that are not to become its negatives.
 
     Returns:
-        The groups. A query for which there are fewer than ``size - 1`` negatives has none.
+        The groups. Queries with fewer than ``size - 1`` negatives have none.
     """
     rng = random.Random(seed)
     place = {text: index for index, text in enumerate(passages)}
@@ -166,7 +159,7 @@ def labelled_groups(
         for source in (unjudged, judged):
             _take(rng, source, size - 1 - len(chosen), 60, taken, chosen)
         if len(chosen) < size - 1:
-            # Where the encoder ranks the answer below nearly everything, its nearest are no guide: any others.
+            # The encoder ranks the answer below nearly everything: random passages instead of its nearest.
             drawn = rng.sample(range(len(passages)), min(len(passages), 4 * size))
             others = [(passages[i], float(query_vectors[row] @ vectors[i])) for i in drawn if passages[i] not in labels]
             _take(rng, others, size - 1 - len(chosen), len(others), taken, chosen)

@@ -1,4 +1,4 @@
-"""The cross-encoder to train: loading, its parameters that learn, and calibration as part of its last layer."""
+"""The cross-encoder to train: loading, trainable parameters, and calibration folded into its last layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUNDLED = "bundled"
 """As ``trunk``: the bundled model."""
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-"""The name of what is trained where no model is given."""
+"""Name of the default trunk."""
 
 
 def start(trunk: str | os.PathLike[str] | None, seed: int) -> Any:
@@ -73,7 +73,7 @@ def _with_fresh_head(path: Path, model_kwargs: dict[str, Any]) -> Any:
 
 
 def miner_of(trunk: str | os.PathLike[str] | None) -> Path:
-    """The bi-encoder for mining: the trunk, where it is an encoder without a head; otherwise all-MiniLM-L6-v2."""
+    """Bi-encoder for mining: the trunk if it is an encoder without a head, otherwise all-MiniLM-L6-v2."""
     if trunk not in (None, BUNDLED):
         checkpoint = open_weights(str(trunk))
         if why_no_head(checkpoint) is not None and not checkpoint.is_causal:
@@ -82,7 +82,7 @@ def miner_of(trunk: str | os.PathLike[str] | None) -> Path:
 
 
 def body_and_head(model: Any) -> tuple[list[Any], list[Any]]:
-    """The parameters that learn: those of the encoder, and those above it. Embeddings are frozen."""
+    """Trainable parameters of the encoder and of the head. Embeddings are frozen."""
     base = model[0].auto_model.base_model
     base.get_input_embeddings().requires_grad_(False)
     if hasattr(base, "embeddings"):
@@ -96,10 +96,10 @@ def body_and_head(model: Any) -> tuple[list[Any], list[Any]]:
 
 
 def fold(model: Any, calibration: Calibration) -> bool:
-    """Makes a calibration part of the last layer, which gives the logit.
+    """Folds a calibration into the last linear layer.
 
     Returns:
-        False where the last layer is no linear one of one output: then nothing is changed.
+        False, with nothing changed, where the last layer is not a linear one with one output.
     """
     torch = import_extra("torch", "train")
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == 1]

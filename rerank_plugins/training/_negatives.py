@@ -1,4 +1,4 @@
-"""Hard negatives: found by a bi-encoder, and kept only where a cross-encoder finds them irrelevant."""
+"""Hard negatives: mined by a bi-encoder, checked by a cross-encoder."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def mined_groups(
     below: float = 0.5,
     progress: Progress | None = None,
 ) -> list[list[Group]]:
-    """Groups of each part of the data, with negatives from the passages of all of them and from a corpus.
+    """Groups of each part of the data, with negatives from the passages of all parts and from a corpus.
 
-    Where a cross-encoder finds a mined passage relevant, the group is drawn again without it, up to eight times. It
-    scores only passages of groups, a fraction of the candidates.
+    A group with a mined passage that the cross-encoder finds relevant is drawn again without it, up to eight times.
+    Only passages of groups are scored, a fraction of the candidates.
 
     Args:
         parts: Judged pairs, such as those for training and those held out.
         corpus: Further passages.
-        encoder: Finds the negatives.
-        sizes: Passages in a group, for each part; where a small collection has fewer, groups are smaller.
+        encoder: Bi-encoder for mining.
+        sizes: Passages in a group, for each part; groups are smaller where a small collection has fewer.
         seed: Seed of the sampling.
-        teacher_share: Share of the targets that follows the encoder's cosines.
-        reranker: The cross-encoder that finds false negatives; None keeps what the encoder found.
+        teacher_share: Weight in the targets of the encoder's cosines.
+        reranker: Cross-encoder that finds false negatives; None checks nothing.
         below: Unjudged passages to which it gives at least this probability are no negatives.
         progress: Called with a line of news and the share done.
     """
@@ -78,7 +78,7 @@ def mined_groups(
 
 
 class _Pool:
-    """Questions and the passages that their negatives come from."""
+    """Questions, and the passages to mine."""
 
     def __init__(
         self,
@@ -95,9 +95,9 @@ class _Pool:
         self.barred: list[set[str]] = [set() for _ in questions]
 
     def groups(self, rows: Sequence[int], seed: int) -> dict[str, Group]:
-        """Groups of some of the questions, by query, without what is barred there."""
+        """Groups of some questions, by query, without their barred passages."""
         made: dict[str, Group] = {}
-        # A small collection may not have enough negatives for every query: a shorter list then.
+        # A small collection may have too few negatives for a query, which then gets a smaller group.
         for count in range(self._size, 1, -1):
             left = [row for row in rows if self.questions[row][0] not in made]
             if not left:
@@ -117,7 +117,7 @@ class _Pool:
 
 
 def _filtered(pool: _Pool, reranker: Reranker, limit: float, seed: int, progress: Progress | None) -> dict[str, Group]:
-    """Groups without the unjudged passages to which a cross-encoder gives a logit of at least ``limit``."""
+    """Groups without unjudged passages whose logit by the cross-encoder is at least ``limit``."""
     fine: list[set[str]] = [set() for _ in pool.questions]
     made: dict[str, Group] = {}
     rows = list(range(len(pool.questions)))
@@ -163,15 +163,15 @@ def _without(group: Group, texts: set[str]) -> Group:
 
 @dataclass(frozen=True, slots=True)
 class MinedTriples:
-    """What `mine` wrote.
+    """Outcome of `mine`.
 
     Attributes:
         path: The file.
         triples: Lines in it.
         queries: Queries that have at least one.
-        without: Queries with a relevant passage for which no negative was left.
+        without: Queries with a relevant passage but no negative.
         scored: Passages that the cross-encoder scored.
-        rejected: Unjudged ones of them that it found relevant: likely false negatives.
+        rejected: Unjudged passages that it found relevant: likely false negatives.
     """
 
     path: Path
@@ -199,19 +199,19 @@ def mine(
 ) -> MinedTriples:
     """Mines hard negatives for judged queries, and writes triples for `train` or `train_retriever`.
 
-    Candidates are the passages nearest to the query by a bi-encoder, the nearest first. A passage that nobody judged
-    becomes a negative only if it is less similar than the query's relevant passages and a cross-encoder finds it
-    irrelevant: the passages nearest to a query are often further answers, and as negatives they do harm.
+    Candidates are the nearest passages of a query by a bi-encoder, nearest first. An unjudged passage becomes a
+    negative only if it is less similar than the query's relevant passages and a cross-encoder finds it irrelevant: the
+    nearest passages are often further answers, which do harm as negatives.
 
     The file has a line ``{"query", "positive", "negative", "positive_score", "negative_score", "split"?}`` for each
-    pair of a best-graded passage and a negative; the scores are the cross-encoder's logits. The file is written when
-    all queries are done. Queries of a ``test`` split are left out.
+    pair of a best-graded passage and a negative; the scores are the cross-encoder's logits. The file appears when all
+    queries are done. Queries of a ``test`` split are left out.
 
-    `sentence_transformers.util.mine_hard_negatives` (6.2) is not used: it scores every candidate of every query instead
-    of stopping at enough negatives, knows no judged negatives, and takes a copy of the relevant passage in other letter
-    case for a negative. For the same 80 triples of 20 Natural Questions it scored 860 pairs and took 65 s, this
-    function with the same cross-encoder in torch 100 pairs and 7.1 s, 6.2 s as it comes (``benchmarks/mining.py``,
-    medians of 2 rounds on two cores of an Intel Xeon at 2.5 GHz).
+    Not `sentence_transformers.util.mine_hard_negatives` (6.2), which scores all candidates of a query instead of
+    stopping at enough negatives, knows no judged negatives, and takes a copy of the relevant passage in other letter
+    case for a negative. For the same 80 triples of 20 Natural Questions it scored 860 pairs in 65 s; this function
+    scored 100 pairs in 7.1 s with the same cross-encoder in torch, and took 6.2 s by default (``benchmarks/mining.py``,
+    medians of 2 rounds, two cores of an Intel Xeon at 2.5 GHz).
 
     Args:
         data: As for `train`; every passage, and the whole corpus of a BEIR folder, is a candidate.
@@ -285,7 +285,7 @@ def mine(
 def _hardest(
     reranker: Reranker, query: str, candidates: Sequence[str], labels: Labels, count: int, bound: float
 ) -> tuple[list[tuple[str, float]], int, int]:
-    """The first candidates that are negatives, with their logits; how many were scored, and how many were refused."""
+    """The first negatives among the candidates with their logits, and counts of scored and refused passages."""
     chosen: list[tuple[str, float]] = []
     scored = refused = 0
     while scored < len(candidates) and len(chosen) < count:
@@ -302,7 +302,7 @@ def _hardest(
 def _lines(
     query: str, positives: Sequence[tuple[str, float]], negatives: Sequence[tuple[str, float]], split: str | None
 ) -> list[str]:
-    """Triples of each positive and each negative, as lines of JSON."""
+    """JSON lines of the triples of each positive and each negative."""
     found = []
     for positive, high in positives:
         for negative, low in negatives:
@@ -317,7 +317,7 @@ def _text_file(raw: BinaryIO, compress: bool) -> TextIO:
 
 
 def _candidates(labels: Labels, ranked: Sequence[tuple[str, float]], below: float) -> list[str]:
-    """Candidates for negatives, the nearest first: each text once, and none that repeats a relevant passage."""
+    """Candidates for negatives, nearest first: each text once, and no copy of a relevant passage."""
     taken = {normalise(text) for text, label in labels.items() if label > 0}
     found = []
     for text, similarity in ranked:

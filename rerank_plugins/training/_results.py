@@ -1,4 +1,4 @@
-"""What training gives back."""
+"""Results of training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FEW_QUERIES = 50
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """How a run of `fit` went.
+    """Outcome of `fit`.
 
     Attributes:
         steps: Optimiser steps taken.
         pairs: Pairs seen.
         seconds: Time spent, over all resumptions.
-        measures: nDCG@10 of the dev queries at each evaluation: the first before any training, the last of the mean of
-            the best and the last weights, if there was time for that; empty without dev queries.
-        best: The best of them, whose weights are in the model; None without dev queries.
+        measures: nDCG@10 of the dev queries at each evaluation, the first before training. The last one is of the mean
+            of the best and the last weights, where time allowed it. Empty without dev queries.
+        best: The best of `measures`, that of the model's weights; None without dev queries.
         stopped_early: Whether patience ran out before the budget.
     """
 
@@ -37,16 +37,16 @@ class TrainingResult:
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What `train` made.
+    """Outcome of `train`.
 
     Attributes:
         path: The model's directory: safetensors for the torch backend, and ``onnx/`` for the others.
-        result: How the training went.
+        result: Outcome of the training loop.
         ece_before: Expected calibration error of the raw logits on the dev pairs; None without dev pairs.
         ece_after: The same after calibration.
-        calibration: What became part of the model's last layer; None where nothing could be fitted.
-        conversion: What `convert` says of the ONNX graph; None if none was asked for.
-        held_out: How many held-out queries the measures of `result` rest on.
+        calibration: Calibration in the model's last layer; None where nothing could be fitted.
+        conversion: Report of the ONNX export; None without one.
+        held_out: Number of dev queries, which the measures of `result` are means over.
         bundled: nDCG@10 of the bundled model on the same queries; None where nothing was held out.
     """
 
@@ -67,12 +67,12 @@ class TrainedModel:
 
 @dataclass(frozen=True, slots=True)
 class TrainedRetriever:
-    """What `train_retriever` made.
+    """Outcome of `train_retriever`.
 
     Attributes:
         path: The model's directory, as sentence-transformers saves and loads it.
         measures: ``"nDCG@10"`` and ``"MRR@10"`` of the dev queries, each before and after; empty without dev queries.
-        steps: Optimiser steps of the run; the weights that are kept may be those of an earlier one.
+        steps: Optimiser steps of the run; the kept weights may be those of an earlier step.
         seconds: Time spent on training and its evaluations, over all resumptions.
     """
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of a bi-encoder on mined triples, with the trainer and losses of sentence-transformers."""
+"""`train_retriever`: fine-tuning a bi-encoder on mined triples, with sentence-transformers' trainer and losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rerank_plugins.training._teacher import as_reranker, open_teacher, teacher_
 from rerank_plugins.training.settings import Directory, Model, Paths, Progress, RetrieverSettings, options, takes
 
 COSINE_MARGIN = 0.25
-"""Root mean square to which the teacher's margins are scaled before cosines are fitted to them."""
+"""Root mean square to which the teacher's margins are scaled: targets for differences of cosines."""
 
 _WORK = ".training-retriever"
 _DEV_QUERIES = 500
@@ -35,12 +35,11 @@ _DEV_QUERIES = 500
 
 @takes(RetrieverSettings)
 def train_retriever(triples: Paths, out_dir: Directory, **keywords: Any) -> TrainedRetriever:
-    """Fine-tunes a bi-encoder on triples, such as `mine` writes, so that the first stage fits the domain too.
+    """Fine-tunes a bi-encoder, the first stage, on triples such as `mine` writes.
 
-    All data is read and checked before anything is trained. A call that was interrupted goes on where it stopped; a
-    line with several negatives gives a training example for each. The dev queries are measured before the
-    training, during it and after it, by ranking all passages of the dev triples; the best weights are kept. Vectors
-    are compared by cosine, and the saved model gives unit vectors.
+    All data is read and checked before the training. An interrupted call resumes. A line with several negatives gives
+    one training example for each. Dev queries rank all passages of the dev triples, before, during and after the
+    training; the best weights are kept. Vectors are compared by cosine, and the saved model gives unit vectors.
 
     Args:
         triples: Files of JSON lines ``{"query", "positive", "negative", "positive_score"?, "negative_score"?,
@@ -50,7 +49,7 @@ def train_retriever(triples: Paths, out_dir: Directory, **keywords: Any) -> Trai
         keywords: See `RetrieverSettings`.
 
     Returns:
-        The model's directory and how the training went.
+        The model's directory and its measures.
 
     Raises:
         ConfigurationError: If an argument cannot work, or ``out_dir`` is not empty or has an interrupted run with
@@ -110,7 +109,7 @@ def _trained(
         measured.
     """
     encoder = _encoder(minilm_directory("train") if settings.model is None else settings.model, settings.device)
-    # A model that cannot be loaded leaves no directory behind.
+    # Made after the model is loaded: a wrong name leaves no directory behind.
     writable_directory(work.parent)
     own_length = encoder.max_seq_length
     encoder.max_seq_length = min(settings.max_length, own_length or settings.max_length)
@@ -138,7 +137,7 @@ def _trained(
 def _check_room(out: Path, work: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"{out} is not a directory.")
-    # A run that was killed while it put its files in place has them beside its work folder.
+    # A run killed while it moved its files into place has them beside its work folder.
     if out.is_dir() and any(out.iterdir()) and not work.is_dir() and not overwrite:
         raise ConfigurationError(f"{out} is not empty. Give another directory, or overwrite=True to replace it.")
 
@@ -179,7 +178,7 @@ def _encoder(source: str | os.PathLike[str], device: str | None) -> Any:
             "of a sentence-transformers model or a BERT-style encoder, with safetensors weights."
         ) from error
     if not isinstance(encoder[-1], modules.Normalize):
-        # An index that compares by dot product or distance then gives the order that was trained.
+        # The order by dot product or distance is then the order by cosine.
         encoder.append(modules.Normalize())
     encoder.similarity_fn_name = "cosine"
     return encoder
@@ -228,11 +227,11 @@ def _measure(evaluator: Any, encoder: Any) -> dict[str, float]:
 def _margins(
     triples: Sequence[Triple], teacher: Model | None, work: Path, device: str | None, progress: Progress | None
 ) -> list[float]:
-    """The score of each triple's positive minus that of each negative, scaled to the range of cosines.
+    """Margins: score of each triple's positive minus that of each negative, scaled to the range of cosines.
 
-    Logits have no bound, but cosines differ by at most 2: unscaled, the fit would drive every vector to that limit.
-    The scores are those of the file; a line that lacks one gets all of its scores from the teacher, so that no margin
-    is the difference of two models' scores.
+    Logits have no bound, but cosines differ by at most 2: unscaled, the fit would drive all vectors to that limit.
+    Scores come from the file. A line that lacks one gets all of its scores from the teacher, so that no margin mixes
+    two models.
     """
     lacking = [t for t in triples if t.positive_score is None or t.negative_scores is None]
     computed: Iterator[Sequence[float]] = iter(())
@@ -277,5 +276,5 @@ def _install(made: Path, out: Path, work: Path, overwrite: bool) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in made.iterdir():
         path.replace(out / path.name)
-    # At once, so that a kill in between leaves no run that looks interrupted.
+    # Renamed first: a kill during the removal leaves no folder of an interrupted run.
     shutil.rmtree(work.rename(work.with_name(f"{work.name}.done")))

@@ -1,4 +1,4 @@
-"""A run of sentence-transformers' trainer for a bi-encoder: resumable, and it keeps the best checkpoint."""
+"""sentence-transformers' trainer for a bi-encoder: resumable runs that keep the best checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.training.settings import Progress
 
 EVALUATIONS = 5
-"""How often the dev queries are measured, spread evenly over the steps."""
+"""Number of evaluations, spread evenly over the steps."""
 
 MEASURES = {"nDCG@10": "cosine_ndcg@10", "MRR@10": "cosine_mrr@10"}
 """Our names of the measures, and those of sentence-transformers' evaluator."""
@@ -29,12 +29,12 @@ _FILE = "run.json"
 
 @dataclass(slots=True)
 class Run:
-    """What is kept of a run for a resumption.
+    """State of a run that a resumption needs.
 
     Attributes:
-        folder: The folder of this and of the checkpoints.
-        settings: What decides the result: the keywords and digests of the data.
-        before: Measures of the dev queries before training; empty as long as they are not known.
+        folder: Directory of this state and of the checkpoints.
+        settings: Keywords and digests of the data: all that decides the result.
+        before: Measures of the dev queries before training; empty until measured.
         seconds: Time spent on training, up to the last checkpoint.
     """
 

@@ -1,4 +1,4 @@
-"""Distillation: targets from the scores that another model, the teacher, gives to each group's passages."""
+"""Distillation: training targets from a teacher model's scores."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ LOGIT_TEMPERATURE = 1.0
 _CHUNK = 256
 
 Scores = list[NDArray[np.float64]]
-"""A score for each passage of each group."""
+"""Scores of each group's passages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A model that scores groups.
+    """Teacher model.
 
     Attributes:
-        name: What tells it from other teachers.
-        score: Scores of the passages of some groups: logits or cosines.
-        temperature: What its scores are divided by before the softmax, if nothing else is asked for.
+        name: Identifies the teacher.
+        score: Logits or cosines of the passages of groups.
+        temperature: Default temperature of the softmax over its scores.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Teacher:
 
 
 def as_reranker(model: Model | None, device: str | None = None) -> Reranker:
-    """A loaded reranker: the given one, one of the named model, or of the bundled model for None."""
+    """A loaded reranker: the given one, or one of the named model; None is the bundled model."""
     if isinstance(model, Reranker):
         return model.prepare()
-    # The bundled model is a graph, which runs on the CPU whatever the training runs on.
+    # The bundled model is a graph for the CPU, whatever the training runs on.
     return Reranker(model, device=None if model is None else device).prepare()
 
 
@@ -59,9 +59,9 @@ def open_teacher(model: Model, miner: Path | None, device: str | None = None) ->
     """Loads a teacher.
 
     Args:
-        model: ``"miner"``; a bi-encoder, which is known by the configuration that sentence-transformers saves; or a
-            cross-encoder, as anything that `Reranker` takes, or a `Reranker`.
-        miner: The bi-encoder that ``"miner"`` stands for; None where nothing is mined.
+        model: A cross-encoder, as anything that `Reranker` takes, or a `Reranker`; a bi-encoder, recognised by the
+            configuration that sentence-transformers saves; or ``"miner"``.
+        miner: The bi-encoder meant by ``"miner"``; None where nothing is mined.
         device: A torch device; None chooses.
 
     Raises:
@@ -92,7 +92,7 @@ def is_bi_encoder(folder: Path) -> bool:
         kind = json.loads(settings.read_text(encoding="utf-8")).get("model_type")
         if kind is not None:
             return str(kind) != "CrossEncoder"
-    # Older folders do not say what they are; only a bi-encoder pools.
+    # Older folders do not name their type; only a bi-encoder pools.
     listing = folder / "modules.json"
     modules = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else []
     return any(str(module.get("type", "")).endswith("Pooling") for module in modules)
@@ -101,7 +101,7 @@ def is_bi_encoder(folder: Path) -> bool:
 def sentence_encoders(
     model: str | os.PathLike[str], device: str | None = None
 ) -> tuple[Callable[[Sequence[str]], Vectors], Callable[[Sequence[str]], Vectors]]:
-    """Functions that turn queries and passages into unit vectors, float32 (n, dim), with the model's own prompts.
+    """Encoders of queries and passages with the model's own prompts: unit vectors, float32 (n, dim).
 
     Raises:
         ModelLoadError: If the model cannot be loaded.
@@ -138,12 +138,12 @@ def _cosines(
 def teacher_scores(
     teacher: Teacher, groups: Sequence[Group], folder: Path, progress: Progress | None = None
 ) -> list[NDArray[np.float64]]:
-    """The teacher's scores of every passage of every group; those that an earlier run left in ``folder`` are read.
+    """Teacher scores of all passages of all groups, resumed from an earlier run's file in ``folder``.
 
     Args:
-        teacher: What `open_teacher` gave.
+        teacher: The teacher.
         groups: The groups.
-        folder: Keeps the scores, in a file for each teacher and set of groups.
+        folder: Directory of kept scores: a file for each teacher and set of groups.
         progress: Called with a line of news and the share done.
 
     Returns:
@@ -160,7 +160,7 @@ def teacher_scores(
         chunk = groups[done : done + _CHUNK]
         parts += teacher.score(chunk)
         done += len(chunk)
-        # Chunk by chunk: a teacher can take longer than the training.
+        # Saved chunk by chunk: a teacher can take longer than the training.
         with (part := kept.with_suffix(".part")).open("wb") as out:
             np.save(out, np.concatenate(parts))
         part.replace(kept)
