@@ -439,7 +439,7 @@ RELEVANT_SPANS = "relevant_spans"
 
 def spans_of(item: RankedCandidate, text: str) -> list[tuple[int, int, float]]:
     """The spans of a result as places in the text of the caller's object."""
-    return [tuple(span) for span in shown(item, text)]
+    return [(span.start, span.end, span.score) for span in shown(item, text)]
 
 
 def details(item: RankedCandidate) -> dict[str, Any]:
