@@ -97,3 +97,18 @@ def test_agent_tool(run) -> None:  # type: ignore[no-untyped-def]
     scores = re.compile(r"relevance score (\d\.\d{3}), source: (\S+)")
     assert scores.findall(in_langchain) == scores.findall(in_llama_index)
     assert len(scores.findall(in_langchain)) == 2
+
+
+@pytest.mark.bundled
+def test_agent_many_tools(run) -> None:  # type: ignore[no-untyped-def]
+    text = run("agent_many_tools.py")
+    chosen = re.findall(r"^the model sees 9 tools: (.+)$", text, re.MULTILINE)
+    assert len(chosen) == 6
+    assert all({"search_hr_handbook", "read_tool_result"} <= set(names.split(", ")) for names in chosen)
+    read = [int(number) for number in re.findall(r"^of 22,807 characters it reads (\d+):$", text, re.MULTILINE)]
+    assert len(read) == 3
+    assert max(read) < 700
+    assert text.count("In the first year every employee has 25 days of paid vacation.") == 3
+    assert text.count("[Shortened: ") == 3
+    assert text.count("answer: You have 25 days") == 3
+    assert 'without a framework: {"type": "function", "function": {"name": "search_hr_handbook"' in text

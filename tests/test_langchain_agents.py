@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -407,3 +409,16 @@ def test_json_without_sentences_is_cut_too() -> None:
     (cut,) = tool_messages(agent.invoke({"messages": [HumanMessage("Who eats bamboo?")]})["messages"])
     assert "bamboo" in cut.text
     assert len(cut.text) < 2_000
+
+
+def test_without_langchain_the_message_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['langchain'] = None\n"
+        "from rerank_plugins import MissingDependencyError\n"
+        "import rerank_plugins.langchain as adapters\n"
+        "adapters.CrossEncoderRerank()\n"
+        "try: adapters.RelevantToolsMiddleware\n"
+        "except MissingDependencyError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 'pip install "rerank-plugins[langchain-agents]"' in done.stdout

@@ -50,6 +50,11 @@ async def test_the_tools_themselves_are_found_best_first() -> None:
     assert retriever.node_postprocessors == []
 
 
+def test_the_reading_tool_is_always_there() -> None:
+    retriever = RelevantToolRetriever(shortened(*TOOLS), 1, reranker=Reranker(FakeBackend()))
+    assert names(retriever.retrieve("tells of news.")) == ["read_tool_result", "about_news"]
+
+
 def test_a_blank_request_gets_all_and_a_name_its_tool() -> None:
     backend = FakeBackend()
     retriever = RelevantToolRetriever(TOOLS, 1, model=backend)

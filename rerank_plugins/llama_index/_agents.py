@@ -77,6 +77,8 @@ class RelevantToolRetriever(ObjectRetriever[BaseTool]):
         always = set(_names(always_include))
         if unknown := sorted(always - {_name(tool) for tool in listed}):
             raise ConfigurationError(f"always_include names no tool that is given: {', '.join(unknown)}.")
+        # What was left out of a result is there to be read whatever fits.
+        always.add(READ_TOOL)
         own = with_cache(own_reranker(type(self).__name__, {"reranker": reranker, **keywords}))
         found = _ToolNodes(
             always=[tool for tool in listed if _name(tool) in always],
