@@ -1,11 +1,11 @@
 """What compression keeps: the share of tokens, and the share of answers that are still there.
 
-Takes a folder in BEIR layout with a file of answers, JSON lines ``{"_id": QUERY, "answers": [TEXT, ...]}``: texts as they
-stand in the relevant documents, such as SQuAD's answers or CLAPNQ's sentences. Or a file of judged sentences, JSON lines
-``{"query", "passage", "label"}``, such as SQuAD's: neighbouring ones of the file are joined to paragraphs of `--join`.
+Takes a folder in BEIR layout with a file of answers, JSON lines ``{"_id": QUERY, "answers": [TEXT, ...]}``: texts as
+they stand in the relevant documents, such as SQuAD's answers or CLAPNQ's sentences. Or a file of judged sentences, JSON
+lines ``{"query", "passage", "label"}``, such as SQuAD's: neighbouring ones of the file are joined to paragraphs.
 
-The first stage's candidates are reranked and the best `--top-n` kept, whole and compressed. Only queries count whose whole
-documents hold the answer.
+The first stage's candidates are reranked and the best `--top-n` kept, whole and compressed. Only answers count that the
+whole documents hold.
 
     python benchmarks/spans.py FOLDER --answers answers.jsonl --queries 300
     python benchmarks/spans.py pairs.jsonl.gz --split dev --queries 300
@@ -18,7 +18,6 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rerank_plugins import Candidate, Ranking, Reranker
@@ -63,7 +62,9 @@ def main() -> None:
     print(f"{'compress':>10} {'tokens':>8} {'answers':>8} {'a query, ms':>12}")
     for given in options.compress.split():
         value = given == "True" or float(given)
-        best = [(query, [item.candidate for item in ranking]) for (query, _), ranking in zip(requests, whole, strict=True)]
+        best = [
+            (query, [item.candidate for item in ranking]) for (query, _), ranking in zip(requests, whole, strict=True)
+        ]
         started = time.perf_counter()
         cut = reranker.rank_many(best, compress=value)
         seconds = time.perf_counter() - started

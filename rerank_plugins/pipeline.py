@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,16 @@ from rerank_plugins.errors import ConfigurationError, ScoringError
 from rerank_plugins.passages import Place
 from rerank_plugins.settings import Settings
 
-__all__ = ["TextLogits", "cache_digest", "class_column", "score_pairs", "window_places"]
+__all__ = ["TextLogits", "Windows", "cache_digest", "class_column", "score_pairs"]
+
+
+class Windows(NamedTuple):
+    """The windows that a text was scored in."""
+
+    places: NDArray[np.int32]
+    """Shape (n_windows, 2): start and end character, without the header."""
+    logits: NDArray[np.float64]
+    """Shape (n_windows,)."""
 
 
 class TextLogits(NamedTuple):
@@ -31,21 +40,21 @@ class TextLogits(NamedTuple):
     """Shape (n_pairs,): whether the model has not seen the end of the text."""
     scored: NDArray[np.bool_]
     """Shape (n_pairs,): False where time was up before; such a logit is NaN."""
-    windows: list[NDArray[np.float64]]
-    """The logits of each text's windows, in the order of `window_places`; empty for a text that was not scored."""
+    windows: list[Windows]
+    """The windows of each text; none without a `passage_length`, or for a text that was not scored."""
 
     @classmethod
     def blank(cls, n: int) -> TextLogits:
         """Those of blank texts."""
         flags = np.zeros(n, dtype=np.bool_)
-        return cls(np.full(n, selection.BLANK_LOGIT), flags, ~flags, [_NO_LOGITS] * n)
+        return cls(np.full(n, selection.BLANK_LOGIT), flags, ~flags, [_NO_WINDOWS] * n)
 
     def part(self, places: slice) -> TextLogits:
         """Those of some pairs."""
         return TextLogits(self.logits[places], self.truncated[places], self.scored[places], self.windows[places])
 
 
-_NO_LOGITS = np.empty(0)
+_NO_WINDOWS = Windows(np.empty((0, 2), dtype=np.int32), np.empty(0))
 
 
 def score_pairs(
@@ -118,8 +127,9 @@ def score_pairs(
         for position, pair in enumerate(part):
             result.logits[places[pair]] = max(folded[position], selection.BLANK_LOGIT)
             result.truncated[places[pair]] = cut[position]
+            own = slice(bounds[position], bounds[position + 1])
             for place in places[pair] if windowed else ():
-                result.windows[place] = rankable[bounds[position] : bounds[position + 1]]
+                result.windows[place] = Windows(windows.places[own], rankable[own])
     return result
 
 
@@ -135,62 +145,47 @@ def _cached_as(item: _Headed) -> Pair:
 
 def _window_logits(backend: Backend, settings: Settings, items: Sequence[_Headed]) -> WindowLogits:
     """Finite logits of all windows of distinct pairs."""
-    windows, owners = [pair for pair, _ in items], np.arange(len(items))
-    cut = np.zeros(len(items), dtype=np.bool_)
-    if settings.passage_length is not None:
-        windows, owners, cut = _windows(backend, items, settings.passage_length, settings.passage_overlap)
+    if settings.passage_length is None:
+        windows, owners = [pair for pair, _ in items], np.arange(len(items))
+        places, cut = _NO_WINDOWS.places, np.zeros(len(items), dtype=np.bool_)
+    else:
+        windows, owners, places, cut = _windows(backend, items, settings.passage_length, settings.passage_overlap)
     scored = backend.logits(windows)
     _check_logits(backend, settings, scored.logits, windows)
-    return WindowLogits(scored.logits, scored.truncated | cut[owners], owners)
+    return WindowLogits(scored.logits, scored.truncated | cut[owners], owners, places)
 
 
 def _windows(
     backend: Backend, items: Sequence[_Headed], length: int, overlap: int
-) -> tuple[list[Pair], NDArray[np.intp], NDArray[np.bool_]]:
-    """The windows of all pairs, the pair of each, and which pairs' headers were cut."""
+) -> tuple[list[Pair], NDArray[np.intp], NDArray[np.int32], NDArray[np.bool_]]:
+    """The windows of all pairs, the pair and the place of each, and which pairs' headers were cut."""
     windows: list[Pair] = []
     owners: list[int] = []
+    places: list[Place] = []
     cut = np.zeros(len(items), dtype=np.bool_)
-    found = _placed(backend, [(text[:end], text[end:]) for (_, text), end in items], length, overlap)
-    for owner, (header, text, places, cut[owner]) in enumerate(found):
-        windows += [(items[owner][0][0], header + text[start:end]) for start, end in places]
-        owners += [owner] * len(places)
-    return windows, np.asarray(owners, dtype=np.intp), cut
+    headers = [scorable(text[:end]) for (_, text), end in items]
+    texts = [scorable(text[end:]) for (_, text), end in items]
+    offsets = zip(backend.token_offsets(headers), backend.token_offsets(texts), strict=True)
+    for owner, (of_header, of_text) in enumerate(offsets):
+        (query, given), end = items[owner]
+        text = texts[owner]
+        header, found, cut[owner] = passages.headed_windows(headers[owner], of_header, text, of_text, length, overlap)
+        found = [place for place in found if not is_blank(header + text[slice(*place)])]
+        windows += [(query, header + text[slice(*place)]) for place in found]
+        owners += [owner] * len(found)
+        places += _in_given(given[end:], text, found)
+    return windows, np.asarray(owners, dtype=np.intp), np.asarray(places, dtype=np.int32).reshape(-1, 2), cut
 
 
-def _placed(
-    backend: Backend, texts: Sequence[tuple[str, str]], length: int, overlap: int
-) -> Iterator[tuple[str, str, list[Place], bool]]:
-    """Of each (header, text) both as the model reads them, the windows that are not blank, and if the header is cut."""
-    headers, bodies = [scorable(header) for header, _ in texts], [scorable(text) for _, text in texts]
-    offsets = zip(backend.token_offsets(headers), backend.token_offsets(bodies), strict=True)
-    for whole, text, (of_header, of_text) in zip(headers, bodies, offsets, strict=True):
-        header, places, cut = passages.headed_windows(whole, of_header, text, of_text, length, overlap)
-        yield header, text, [place for place in places if not is_blank(header + text[slice(*place)])], cut
+def _in_given(given: str, text: str, places: list[Place]) -> list[Place]:
+    """Places in what `scorable` made of a text as places in the text: two surrogates have become one character."""
+    if len(given) == len(text):
+        return places
 
+    def before(place: int) -> int:
+        return bisect.bisect_left(range(len(given) + 1), place, key=lambda end: len(scorable(given[:end])))
 
-def window_places(backend: Backend, settings: Settings, texts: Sequence[tuple[str, str]]) -> list[list[Place]]:
-    """Where the windows are whose logits `score_pairs` gives.
-
-    Args:
-        backend: A loaded backend.
-        settings: With a `passage_length`.
-        texts: Header and text of some candidates.
-
-    Returns:
-        Start and end character in each text, in order.
-    """
-    assert settings.passage_length is not None
-    found = _placed(backend, texts, settings.passage_length, settings.passage_overlap)
-    return [
-        places if len(given) == len(read) else [(_before(given, start), _before(given, end)) for start, end in places]
-        for (_, given), (_, read, places, _) in zip(texts, found, strict=True)
-    ]
-
-
-def _before(text: str, place: int) -> int:
-    """The place in a text that is at `place` in what `scorable` makes of it: two surrogates become one character."""
-    return bisect.bisect_left(range(len(text) + 1), place, key=lambda end: len(scorable(text[:end])))
+    return [(before(start), before(end)) for start, end in places]
 
 
 def _check_logits(backend: Backend, settings: Settings, logits: NDArray[np.float32], pairs: Sequence[Pair]) -> None:

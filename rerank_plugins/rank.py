@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import time
@@ -14,9 +13,10 @@ from rerank_plugins import selection, spans
 from rerank_plugins._requests import Request, checked_candidates, checked_query
 from rerank_plugins._texts import is_blank
 from rerank_plugins.errors import is_passing
-from rerank_plugins.pipeline import TextLogits
+from rerank_plugins.pipeline import TextLogits, Windows
 from rerank_plugins.ranking import as_ranking, best_first, scores
 from rerank_plugins.scorer import Scorer
+from rerank_plugins.settings import Settings
 from rerank_plugins.telemetry import reranking
 from rerank_plugins.types import Candidate, Limits, RankedCandidate, Ranking
 
@@ -63,7 +63,7 @@ def _rank(scorer: Scorer, jobs: _Jobs, limits: Limits, until: float | None) -> l
         kept, without = _with_sentences(scorer, jobs, kept, until)
         reasons = [reason or other for reason, other in zip(reasons, without, strict=True)]
     elif settings.passage_length is not None:
-        kept = _with_windows(scorer, kept, parts)
+        kept = _with_windows(settings, kept, parts)
     if limits.compress:
         cut = (settings.scale, limits.compress, limits.max_tokens, scorer._token_counts)
         kept = [spans.compressed(items, *cut) for items in kept]
@@ -126,19 +126,17 @@ def _say(failed: str) -> None:
 
 
 def _with_windows(
-    scorer: Scorer, kept: Sequence[Sequence[RankedCandidate]], parts: Sequence[TextLogits]
+    settings: Settings, kept: Sequence[Sequence[RankedCandidate]], parts: Sequence[TextLogits]
 ) -> list[list[RankedCandidate]]:
     """The kept candidates with the windows that their logits are of."""
-    to_scores = functools.partial(scores, scorer.settings)
-    result = []
-    for items, part in zip(kept, parts, strict=True):
-        have = [item for item in items if len(part.windows[item.index])]
-        found = {}
-        for item, places in zip(have, scorer._window_places([item.candidate for item in have]), strict=True):
-            logits = part.windows[item.index]
-            found[item.index] = spans.as_spans(item.text, places, logits.tolist(), to_scores(logits).tolist())
-        result.append([replace(item, spans=found.get(item.index, ())) for item in items])
-    return result
+
+    def with_own(item: RankedCandidate, found: Windows) -> RankedCandidate:
+        reported = scores(settings, found.logits).tolist()
+        return replace(item, spans=spans.as_spans(item.text, found.places.tolist(), found.logits.tolist(), reported))
+
+    return [
+        [with_own(item, part.windows[item.index]) for item in items] for items, part in zip(kept, parts, strict=True)
+    ]
 
 
 def _with_sentences(

@@ -11,10 +11,8 @@ from rerank_plugins._fork import fork_waits
 from rerank_plugins._texts import is_blank
 from rerank_plugins.backends import Backend, Pair, as_backend, load_backend
 from rerank_plugins.cache import ScoreCache
-from rerank_plugins.passages import Place
-from rerank_plugins.pipeline import TextLogits, cache_digest, class_column, score_pairs, window_places
+from rerank_plugins.pipeline import TextLogits, cache_digest, class_column, score_pairs
 from rerank_plugins.settings import Settings
-from rerank_plugins.types import Candidate
 
 __all__ = ["Scorer"]
 
@@ -110,7 +108,3 @@ class Scorer:
 
     def _token_counts(self, texts: Sequence[str]) -> list[int]:
         return [len(offsets) for offsets in self._loaded().token_offsets(texts)]
-
-    def _window_places(self, candidates: Sequence[Candidate]) -> list[list[Place]]:
-        texts = [(item.header, item.text) for item in candidates]
-        return window_places(self._loaded(), self.settings, texts)

@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fusion": set(),
     "sentences": {"_texts"},
     "spans": {"_texts", "passages", "selection", "sentences", "types"},
-    "scorer": {"_fork", "_texts", "backends", "cache", "passages", "pipeline", "settings", "types"},
+    "scorer": {"_fork", "_texts", "backends", "cache", "pipeline", "settings"},
     "rank": {
         "_requests",
         "_texts",
@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ranking",
         "scorer",
         "selection",
+        "settings",
         "spans",
         "telemetry",
         "types",

@@ -445,7 +445,7 @@ def test_warnings_are_lines_like_errors(fake: FakeBackend, monkeypatch: pytest.M
         warnings.warn(f"The cache redis://u:PW@h is slow {HOSTILE}", RuntimeWarning, stacklevel=2)
         return self
 
-    monkeypatch.setattr(Reranker, "rank", lambda self, *rest: warn(self) and [])
+    monkeypatch.setattr(Reranker, "rank", lambda self, *rest, **more: warn(self) and [])
     result = call("rank", "q", "-", stdin="text\n")
     assert result.stderr == f"Warning: The cache redis://***@h is slow {SHOWN}\n"
 
@@ -494,7 +494,7 @@ def test_options_are_checked(fake: FakeBackend, arguments: tuple[str, ...]) -> N
 
 
 def test_an_error_of_the_system_is_one_line(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Reranker, *rest: object) -> None:
+    def full(self: Reranker, *rest: object, **more: object) -> None:
         raise OSError(28, "No space left on device", "x\x1b[2J")
 
     monkeypatch.setattr(Reranker, "rank", full)

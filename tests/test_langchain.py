@@ -228,6 +228,7 @@ def test_every_keyword_of_reranker_is_taken() -> None:
         "truncate_query": True,
         "passage_length": 50,
         "passage_overlap": 5,
+        "spans": "sentences",
         "calibration": {"slope": 2.0, "intercept": -1.0},
         "cache": "scores.sqlite",
         "dedup": 0.9,
@@ -262,7 +263,7 @@ def test_dumps_pickles_and_copies_carry_configuration_only() -> None:
     fresh = len(pickle.dumps(rerank))
     before = rerank.compress_documents(documents(), QUERY)
     dump = rerank.model_dump()
-    own = {"top_n", "min_score", "max_tokens", "deadline_s", "add_details", "metadata_fields"}
+    own = {"top_n", "min_score", "max_tokens", "deadline_s", "compress", "add_details", "metadata_fields"}
     own |= {"document_text", "first_stage_score_key"}
     assert set(dump) == {*Reranker().config, *own}
     assert json.loads(rerank.model_dump_json())["model"] == tiny("bert")

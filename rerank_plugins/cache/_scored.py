@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -38,10 +39,20 @@ class WindowLogits(NamedTuple):
     """Shape (n_windows,): whether the window was cut."""
     owners: NDArray[np.intp]
     """Shape (n_windows,): the pair of each window, ascending."""
+    places: NDArray[np.int32]
+    """Shape (n_windows, 2): start and end character of each window; (0, 2) where each text is one window."""
 
 
-_Row = tuple[int, bytes, bytes]
-"""Of one text: n_labels, the little-endian float32 logits of its windows, one byte a window that says if it was cut."""
+class _Row(NamedTuple):
+    """Of one text, as bytes: float32 and int32 are little-endian."""
+
+    n_labels: int
+    floats: bytes
+    """float32 logits of its windows."""
+    cuts: bytes
+    """One byte a window that says if it was cut."""
+    places: bytes
+    """int32 start and end of each window; empty where the text is one."""
 
 
 class _Flight:
@@ -127,11 +138,11 @@ class ScoreCache:
         rows = read(keys)
         while missing := {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in rows}:
             rows.update(self._fly(missing, before, read, compute))
-            computed = [rows[key][0] for key in missing if key in rows]
+            computed = [rows[key].n_labels for key in missing if key in rows]
             if computed:
                 _n_labels[settings] = computed[0]
                 # One that was kept for another number of classes is scored anew.
-                rows = {key: row for key, row in rows.items() if row[0] == computed[0]}
+                rows = {key: row for key, row in rows.items() if row.n_labels == computed[0]}
         return _joined([rows[key] for key in keys])
 
     def _fly(
@@ -245,11 +256,14 @@ def _plausible(rows: dict[str, _Row], n_labels: int | None, windows: bool) -> di
     """Without rows that no scoring of the same settings gives."""
     if n_labels is None and rows:
         # Nothing of this model was scored yet: what most say.
-        n_labels = Counter(width for width, _, _ in rows.values()).most_common(1)[0][0]
+        n_labels = Counter(row.n_labels for row in rows.values()).most_common(1)[0][0]
     return {
         key: row
         for key, row in rows.items()
-        if row[0] == n_labels and row[0] >= 1 and (len(row[2]) >= 1 if windows else len(row[2]) == 1)
+        if row.n_labels == n_labels
+        and row.n_labels >= 1
+        and (len(row.cuts) >= 1 if windows else len(row.cuts) == 1)
+        and bool(row.places) == windows
     }
 
 
@@ -277,8 +291,7 @@ _HEADER = struct.Struct("<IIH")
 
 
 def _encode(key: str, row: _Row) -> bytes:
-    n_labels, floats, cuts = row
-    body = _HEADER.pack(0, len(cuts), n_labels)[4:] + floats + cuts
+    body = _HEADER.pack(0, len(row.cuts), row.n_labels)[4:] + row.floats + row.cuts + row.places
     return zlib.crc32(body, zlib.crc32(key.encode())).to_bytes(4, "little") + body
 
 
@@ -287,33 +300,35 @@ def _decode(key: str, value: object) -> _Row | None:
     if not isinstance(value, bytes) or len(value) < _HEADER.size:
         return None
     checksum, n_windows, n_labels = _HEADER.unpack_from(value)
-    end = _HEADER.size + 4 * n_windows * n_labels
-    if len(value) != end + n_windows or checksum != zlib.crc32(value[4:], zlib.crc32(key.encode())):
+    cuts = _HEADER.size + 4 * n_windows * n_labels
+    places = cuts + n_windows
+    if len(value) not in (places, places + 8 * n_windows):
         return None
-    return n_labels, value[_HEADER.size : end], value[end:]
+    if checksum != zlib.crc32(value[4:], zlib.crc32(key.encode())):
+        return None
+    return _Row(n_labels, value[_HEADER.size : cuts], value[cuts:places], value[places:])
 
 
 def _rows(windows: WindowLogits, n: int) -> list[_Row]:
     """One row a pair out of the logits of all windows."""
     matrix = np.ascontiguousarray(windows.logits, dtype="<f4")
     flags = np.asarray(windows.truncated, dtype=np.uint8)
+    places = np.ascontiguousarray(windows.places, dtype="<i4")
     bounds = np.searchsorted(windows.owners, np.arange(n + 1)).tolist()
-    width = matrix.shape[1]
-    return [
-        (width, matrix[bounds[i] : bounds[i + 1]].tobytes(), flags[bounds[i] : bounds[i + 1]].tobytes())
-        for i in range(n)
-    ]
+    own = [slice(*pair) for pair in itertools.pairwise(bounds)]
+    return [_Row(matrix.shape[1], *(part[of].tobytes() for part in (matrix, flags, places))) for of in own]
 
 
 def _joined(rows: Sequence[_Row]) -> WindowLogits:
     floats = _floats(rows)
-    owners = np.repeat(np.arange(len(rows)), [len(cuts) for _, _, cuts in rows])
-    cut = np.frombuffer(b"".join(cuts for _, _, cuts in rows), dtype=np.uint8).astype(np.bool_)
-    return WindowLogits(floats.reshape(len(owners), max(n_labels for n_labels, _, _ in rows)), cut, owners)
+    owners = np.repeat(np.arange(len(rows)), [len(row.cuts) for row in rows])
+    cut = np.frombuffer(b"".join(row.cuts for row in rows), dtype=np.uint8).astype(np.bool_)
+    places = np.frombuffer(b"".join(row.places for row in rows), dtype="<i4").astype(np.int32).reshape(-1, 2)
+    return WindowLogits(floats.reshape(len(owners), max(row.n_labels for row in rows)), cut, owners, places)
 
 
 def _floats(rows: Iterable[_Row]) -> NDArray[np.float32]:
-    return np.frombuffer(b"".join(floats for _, floats, _ in rows), dtype="<f4").astype(np.float32)
+    return np.frombuffer(b"".join(row.floats for row in rows), dtype="<f4").astype(np.float32)
 
 
 def _after_fork_in_child() -> None:
