@@ -23,7 +23,7 @@ from rerank_plugins.reranker import Reranker
 __all__ = ["arank_tools", "bm25", "embedding_similarity", "rank_tools", "tool_name", "tool_text"]
 
 T = TypeVar("T")
-FirstStage = Callable[[str, Sequence[str]], Sequence[float]]
+FirstStage = Callable[[str, Sequence[str]], Sequence[float] | NDArray[np.float64]]
 """A request and the texts of tools in, one score for each out; higher is better."""
 
 WEIGHT = 0.3

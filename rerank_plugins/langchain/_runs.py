@@ -25,7 +25,7 @@ def run(name: str, inputs: Mapping[str, Any], callbacks: Callbacks = None) -> It
         callbacks: Of the caller's run; None takes those of the chain that is running.
     """
     manager = get_callback_manager_for_config(_config(callbacks))
-    started = manager.on_chain_start(None, dict(inputs), name=name)  # type: ignore[arg-type]
+    started = manager.on_chain_start(None, dict(inputs), name=name)
     outputs: dict[str, Any] = {}
     try:
         with current(started.run_id):
@@ -40,7 +40,7 @@ def run(name: str, inputs: Mapping[str, Any], callbacks: Callbacks = None) -> It
 async def arun(name: str, inputs: Mapping[str, Any], callbacks: Callbacks = None) -> AsyncIterator[dict[str, Any]]:
     """As `run`: LangChain's callbacks of async calls are async themselves."""
     manager = get_async_callback_manager_for_config(_config(callbacks))
-    started = await manager.on_chain_start(None, dict(inputs), name=name)  # type: ignore[arg-type]
+    started = await manager.on_chain_start(None, dict(inputs), name=name)
     outputs: dict[str, Any] = {}
     try:
         with current(started.run_id):

@@ -239,7 +239,7 @@ class _Cut:
 
     def __init__(self, owner: RelevantResultsMiddleware, request: ToolCallRequest, answer: Any) -> None:
         call = request.tool_call
-        self.answer = answer
+        self.answer: ToolMessage | Command[Any] = answer
         self.call_id = str(call["id"])
         self.message = _message_of(answer, self.call_id)
         self.text = "" if self.message is None else str(self.message.text)
