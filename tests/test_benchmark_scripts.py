@@ -16,16 +16,21 @@ pytest.importorskip("psutil")
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs the script of a name with arguments, and gives what it writes."""
 
-    def run(name: str, *arguments: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments, "--json"])
+    def run(name: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         importlib.import_module(name).main()
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return found
+        return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def call(written: Any) -> Any:
+    """As `written`, of a script that writes JSON."""
+    return lambda name, *arguments: json.loads(written(name, *arguments, "--json"))
 
 
 def test_batching(call: Any) -> None:
@@ -85,6 +90,38 @@ def test_serve(call: Any) -> None:
         assert figures["documents_per_s"] > 0
         assert figures["memory_mb"] > 10
     assert set(found["http_backend"]) == {"in_process_ms", "over_http_ms", "added_ms"}
+
+
+def test_spans(written: Any, tmp_path: Path) -> None:
+    facts = [f"The {animal} eats {food} all day long." for animal, food in
+             (("panda", "bamboo"), ("koala", "eucalyptus"), ("whale", "krill"), ("cow", "grass"))]  # fmt: skip
+    pairs = [{"query": f"what does the {fact.split()[1]} eat", "passage": fact, "label": 1} for fact in facts]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    lines = written("spans", str(file), "--join", "2", "--compress", "True 0.5").splitlines()
+    assert lines[0].startswith("pairs.jsonl: 4 queries, best 3 of 10, ")
+    assert lines[1].split() == ["compress", "tokens", "answers", "a", "query,", "ms"]
+    shares = {row[0]: (float(row[1]), float(row[2])) for row in (line.split() for line in lines[2:])}
+    assert set(shares) == {"True", "0.5"}
+    # Of every paragraph of two sentences the one with the answer stays.
+    assert all(0.2 < tokens < 0.9 and answers == 1.0 for tokens, answers in shares.values())
+
+
+def test_tools(call: Any, tmp_path: Path) -> None:
+    tools = {"get_weather": "tells the weather of a city", "send_mail": "sends a mail to a person",
+             "convert_money": "converts an amount of money into another currency"}  # fmt: skip
+    asked = {"q1": "what is the weather like in Lisbon", "q2": "send a mail to Anna"}
+    rows = {"corpus": {name: f"{name} {text}" for name, text in tools.items()}, "queries": asked}
+    for name, texts in rows.items():
+        lines = (json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items())
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    (tmp_path / "qrels.tsv").write_text("q1\tget_weather\t1\nq2\tsend_mail\t1\n")
+    (tmp_path / "candidates.tsv").write_text("q1\tget_weather\t1\nq2\tget_weather\t1\n")
+    found = call("tools", str(tmp_path))
+    assert (found["requests"], found["tools"]) == (2, 3)
+    # Among the first five are all three.
+    assert all(shares == [1.0, 1.0, 1.0] for shares in found["recall"].values())
+    assert all(seconds > 0 for seconds in found["seconds"].values())
 
 
 def test_every_script_has_a_test() -> None:

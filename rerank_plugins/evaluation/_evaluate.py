@@ -101,12 +101,7 @@ def evaluate(
     paths = [Path(f) for f in ([folders] if isinstance(folders, str | os.PathLike) else folders)]
     names = _dataset_names(paths)
     cache = None if work is None else Path(work)
-    for scorer in scorers.values():
-        # A missing model is told before the first stage and the other models have taken their hours.
-        if isinstance(scorer, Reranker):
-            scorer.prepare()
-            if len(scorers) > 1:
-                scorer.close()
+    _check_models(list(scorers.values()))
     sets: list[tuple[BeirDataset, str]] = []
     for path, name in zip(paths, names, strict=True):
         if progress is not None:
@@ -136,6 +131,15 @@ def evaluate(
             for name, (data, source), results in zip(names, sets, found, strict=True)
         )
     )
+
+
+def _check_models(scorers: Sequence[Scorer]) -> None:
+    """Load each model: a missing one is told before the first stage and the other models have taken hours."""
+    for scorer in scorers:
+        if isinstance(scorer, Reranker):
+            scorer.prepare()
+            if len(scorers) > 1:
+                scorer.close()
 
 
 def _named(models: Scorer | Sequence[Scorer] | Mapping[str, Scorer] | None) -> dict[str, Scorer]:
