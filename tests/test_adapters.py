@@ -18,7 +18,8 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda
 from llama_index.core.schema import MediaResource, NodeWithScore, TextNode
 
 from rerank_plugins import Candidate, Reranker
-from rerank_plugins._adapters import copied, heading, number, value_text
+from rerank_plugins._adapters import copied, number, value_text
+from rerank_plugins._agent_texts import heading
 from rerank_plugins.backends import load as loading
 from rerank_plugins.errors import ConfigurationError, InputError, QueryError
 from rerank_plugins.langchain import CrossEncoderRerank, CrossEncoderScorer, RerankRetriever, create_rerank_tool
