@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rerank_plugins import Candidate, ConfigurationError, Reranker, ServerError, Settings
 from rerank_plugins._texts import scorable
 from rerank_plugins.backends import Backend, PairLogits
+from rerank_plugins.cache import MemoryCache, _scored
 from rerank_plugins.sentences import split_sentences
 from rerank_plugins.spans import LARGEST_SHARE, MARGIN, shown
 from rerank_plugins.testing import FakeBackend, word_overlap
@@ -135,6 +136,18 @@ def test_windows_have_their_places_and_the_best_one_is_the_score_of_the_text(cac
     assert short.spans == (Span(0, 10, short.score),)
     assert next(item for item in ranking if item.index == 2).spans == ()
     assert reranker.rank("undo a commit", candidates) == ranking
+
+
+def test_kept_windows_without_places_are_scored_again() -> None:
+    store = MemoryCache(100)
+    reranker = Reranker(tiny("bert"), backend="torch", passage_length=6, cache=store)
+    expected = reranker.rank("fox", [FOX])
+    (key,) = store._data
+    for wrong in (lambda row: row._replace(places=b""), lambda row: row._replace(places=row.places[8:])):
+        row = _scored._decode(key, store.mget([key])[0])
+        assert row is not None
+        store.mset([(key, _scored._encode(key, wrong(row)))])
+        assert reranker.rank("fox", [FOX]) == expected
 
 
 def test_places_of_windows_are_those_of_the_text_that_was_given() -> None:
