@@ -176,9 +176,10 @@ class RankFields(RerankerFields):
     """Keep the best ones until the tokens of their scored texts exceed this; None keeps all. With `compress`, what is
     left of all texts has at most so many: the best spans until it is full."""
     compress: Annotated[bool | float, SkipValidation] = False
-    """Leave of each text its relevant spans alone, joined by " ... " where something is left out: True for the best
-    ones, at most 35 % of all characters and at least one span of each text; a number for the best up to that share.
-    Spans are sentences, or the windows of ``passage_length``."""
+    """Leave of the texts their relevant spans alone, joined by " ... " where something is left out: True for those that
+    are nearly as good as the best one, at most 37 % of all characters; a number for the best ones up to that share. A
+    text without any is left out, one of a single span stays. Spans are sentences, or the windows of
+    ``passage_length``."""
     deadline_s: Annotated[float | None, SkipValidation] = None
     """Seconds after which scoring stops; what was not scored has no score and follows in the order of the first stage.
     None waits for all."""

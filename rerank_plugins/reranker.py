@@ -187,10 +187,11 @@ class Reranker(Scorer):
             deadline_s: Seconds after which scoring stops. Texts are then scored in the order of the first stage, and
                 those that were not scored follow in that order, exempt from `min_score`. Loading the model counts:
                 `prepare` does it before. None waits for all.
-            compress: Keep of each text its relevant spans alone: True for the best ones, at most 35 % of all characters
-                and at least one span of each text; a number for the best ones up to that share. `max_tokens` then holds
-                for what is left: the best spans of all texts until it is full. `RankedCandidate.excerpt` is the text
-                that is left. Spans are sentences, or the windows of ``passage_length``.
+            compress: Keep of the texts their relevant spans alone, which are sentences, or the windows of
+                ``passage_length``: True for those that are nearly as good as the best one, at most 37 % of all
+                characters; a number for the best ones up to that share. A text without any is left out, one of a single
+                span stays. `max_tokens` then holds for what is left: the best spans of all texts until it is full.
+                `RankedCandidate.excerpt` is the text that is left.
 
         Returns:
             The kept candidates, best first. Equal logits keep the order of the first stage; what was not scored

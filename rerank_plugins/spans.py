@@ -16,10 +16,10 @@ from rerank_plugins.types import GAP, Candidate, RankedCandidate, Scale, Span
 
 __all__ = ["LARGEST_SHARE", "as_spans", "compressed", "sentence_pairs", "shown"]
 
-LARGEST_SHARE = 0.35
+LARGEST_SHARE = 0.37
 """Most of the characters that ``compress=True`` keeps."""
 MARGIN = 6.0
-"""With ``compress=True``: how much lower than the best one's the logit of a relevant span may be."""
+"""With ``compress=True``: how far a relevant span may be behind the best one, in logits of the span and its text."""
 _HEADER = 256
 """Characters of the header that stand before each sentence: room for a title, and the cost stays that of the text."""
 
@@ -64,11 +64,13 @@ def compressed(
 ) -> list[RankedCandidate]:
     """Leave of each candidate its relevant spans.
 
-    The best span of each candidate is relevant. Others are from the best one on, until a share of the characters of all
-    texts is kept; with ``True`` that share is `LARGEST_SHARE`, and they end `MARGIN` below the best one of all.
-    With `max_tokens`, spans are then taken from the best one on, until the next one does not fit, whichever candidate
-    they are of; a candidate of which nothing is taken is left out. What has no spans counts as a whole, after all
-    that have, in its order.
+    Spans of all candidates are in one order: by their logit and that of the best span of their text, added. Relevant
+    are the best one, and those after it that fit into a share of the characters of all texts; with ``True`` that share
+    is `LARGEST_SHARE`, and they end `MARGIN` below the best one. Candidates of one span, of which nothing can be left
+    out, stay, and count for nothing. A candidate without a relevant span is left out.
+
+    With `max_tokens`, relevant spans are taken in that order until the next one does not fit. What has no spans counts
+    as a whole, after all that have, in its order.
 
     Args:
         items: Best first, with all their spans.
@@ -78,47 +80,44 @@ def compressed(
             any number.
         count_tokens: Tokens of some texts.
     """
-    ranked = sorted(
-        ((_logit(span, scale), number, span) for number, item in enumerate(items) for span in item.spans),
-        key=lambda found: -found[0],
-    )
-    kept = _relevant(items, ranked, share)
+    kept = _relevant(items, _in_order(items, scale), share)
     if max_tokens is not None:
         kept = _within(items, kept, max_tokens, count_tokens)
-    whole = {number for number, _ in kept}
-    spans: dict[int, list[Span]] = {}
+    spans: dict[int, list[Span]] = {number: [] for number, _ in kept}
     for number, span in kept:
         if span is not None:
-            spans.setdefault(number, []).append(span)
-    return [replace(items[number], spans=tuple(spans.get(number, ()))) for number in sorted(whole)]
+            spans[number].append(span)
+    return [replace(items[number], spans=tuple(of)) for number, of in sorted(spans.items())]
 
 
 _Kept = list[tuple[int, Span | None]]
 """Number of the candidate, and the span of it that is kept; None for all of it."""
 
 
-def _logit(span: Span, scale: Scale) -> float:
-    return span.score if scale == "logit" else float(to_logit(np.array([span.score]))[0])
+def _in_order(items: Sequence[RankedCandidate], scale: Scale) -> list[tuple[float, int, Span]]:
+    """The spans of all candidates, best first: what they are ordered by, the number of the candidate, and the span."""
+    found = []
+    for number, item in enumerate(items):
+        scores = np.array([span.score for span in item.spans])
+        logits = scores if scale == "logit" else to_logit(scores)
+        found += [(float(logit + logits[0]), number, span) for logit, span in zip(logits, item.spans, strict=True)]
+    return sorted(found, key=lambda of: -of[0])
 
 
 def _relevant(
     items: Sequence[RankedCandidate], ranked: Sequence[tuple[float, int, Span]], share: bool | float
 ) -> _Kept:
-    """The relevant ones of spans that come as (logit, number of the candidate, span), best first."""
-    lowest = ranked[0][0] - MARGIN if ranked and share is True else -np.inf
-    room = (LARGEST_SHARE if share is True else float(share)) * sum(len(item.text) for item in items)
-    best: dict[int, Span] = {}
-    for _, number, span in ranked:
-        best.setdefault(number, span)
-    room -= sum(span.end - span.start for span in best.values())
-    full = False
+    several = {number for number, item in enumerate(items) if len(item.spans) > 1}
+    room = (LARGEST_SHARE if share is True else float(share)) * sum(len(items[number].text) for number in several)
     kept: _Kept = []
+    best: float | None = None
     for logit, number, span in ranked:
-        if span is not best[number]:
-            full = full or logit < lowest or span.end - span.start > room
-            if full:
+        if number in several:
+            size = span.end - span.start
+            if best is not None and (size > room or (share is True and logit < best - MARGIN)):
                 continue
-            room -= span.end - span.start
+            best = logit if best is None else best
+            room -= size
         kept.append((number, span))
     return [*kept, *((number, None) for number, item in enumerate(items) if not item.spans)]
 

@@ -132,8 +132,8 @@ def test_the_bundled_model_gives_the_same_from_a_file_without_tokenising(
     again = Reranker(**keywords, cache=tmp_path / "scores.sqlite").prepare()
     again._loaded().encoder = None  # type: ignore[attr-defined]
     found = again.rank("what do pandas eat", [*TEXTS, *LONG])
-    by_text = {item.text: (item.logit, item.score, item.truncated) for item in plain}
-    assert all(by_text[item.text] == (item.logit, item.score, item.truncated) for item in found)
+    by_text = {item.text: (item.logit, item.score, item.truncated, item.spans) for item in plain}
+    assert all(by_text[item.text] == (item.logit, item.score, item.truncated, item.spans) for item in found)
     assert any(item.truncated for item in found) is ("max_length" in keywords)
 
 
@@ -528,7 +528,7 @@ def rubbish() -> dict[str, Callable[[str, bytes], Any]]:
         "long": lambda key, value: value + b"x",
         "flipped": lambda key, value: value[:-3] + bytes([value[-3] ^ 1]) + value[-2:],
         "of another key": lambda key, value: _scored._encode("other", _scored._decode(key, value)),  # type: ignore[arg-type]
-        "not finite": lambda key, value: _scored._encode(key, (1, nan, b"\0")),
+        "not finite": lambda key, value: _scored._encode(key, _scored._Row(1, nan, b"\0")),
         "str": lambda key, value: "rubbish",
         "random": lambda key, value: os.urandom(len(value)),
     }

@@ -217,12 +217,13 @@ def rows_of(path: Path, change: Callable[[str, Any], Any], only: int | None = No
 
 
 WRONG_ROWS: dict[str, Callable[[str, Any], Any]] = {
-    "two classes": lambda key, row: (2, row[1] * 2, row[2]),
-    "no class": lambda key, row: (0, b"", row[2]),
-    "no window": lambda key, row: (1, b"", b""),
-    "no window of two classes": lambda key, row: (2, b"", b""),
-    "three windows": lambda key, row: (1, row[1] * 3, row[2] * 3),
-    "many classes": lambda key, row: (4096, row[1] * 4096, row[2]),
+    "two classes": lambda key, row: _scored._Row(2, row[1] * 2, row[2]),
+    "no class": lambda key, row: _scored._Row(0, b"", row[2]),
+    "no window": lambda key, row: _scored._Row(1, b"", b""),
+    "no window of two classes": lambda key, row: _scored._Row(2, b"", b""),
+    "three windows": lambda key, row: _scored._Row(1, row[1] * 3, row[2] * 3),
+    "many classes": lambda key, row: _scored._Row(4096, row[1] * 4096, row[2]),
+    "places of windows": lambda key, row: row._replace(places=bytes(8)),
 }
 
 
@@ -256,7 +257,7 @@ def test_rows_of_another_number_of_classes_are_misses(labels: tuple[str, ...], t
     for change in (
         WRONG_ROWS["many classes"],
         WRONG_ROWS["no class"],
-        lambda key, row: (row[0] + 1, row[1] + row[1][:4], row[2]),
+        lambda key, row: _scored._Row(row[0] + 1, row[1] + row[1][:4], row[2]),
     ):
         rows_of(path, change)
         made = backend()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rerank_plugins import Candidate, ConfigurationError, Reranker, ServerError, Settings
 from rerank_plugins._texts import scorable
 from rerank_plugins.backends import Backend, PairLogits
+from rerank_plugins.cache import MemoryCache, _scored
 from rerank_plugins.sentences import split_sentences
 from rerank_plugins.spans import LARGEST_SHARE, MARGIN, shown
 from rerank_plugins.testing import FakeBackend, word_overlap
@@ -137,6 +138,18 @@ def test_windows_have_their_places_and_the_best_one_is_the_score_of_the_text(cac
     assert reranker.rank("undo a commit", candidates) == ranking
 
 
+def test_kept_windows_without_places_are_scored_again() -> None:
+    store = MemoryCache(100)
+    reranker = Reranker(tiny("bert"), backend="torch", passage_length=6, cache=store)
+    expected = reranker.rank("fox", [FOX])
+    (key,) = store._data
+    for wrong in (lambda row: row._replace(places=b""), lambda row: row._replace(places=row.places[8:])):
+        row = _scored._decode(key, store.mget([key])[0])
+        assert row is not None
+        store.mset([(key, _scored._encode(key, wrong(row)))])
+        assert reranker.rank("fox", [FOX]) == expected
+
+
 def test_places_of_windows_are_those_of_the_text_that_was_given() -> None:
     """A pair of surrogates is one character for the tokenizer, and two in a string of broken JSON."""
     reranker = Reranker(tiny("bert"), backend="torch", passage_length=4)
@@ -188,7 +201,7 @@ def test_what_was_not_scored_has_no_spans_and_stays_whole() -> None:
     ranking = broken.rank("red fox", [OTHER, FOX], compress=True)
     assert [(item.index, item.spans, item.excerpt) for item in ranking] == [(0, (), OTHER), (1, (), FOX)]
     other = Reranker(FakeBackend(down), on_error=Reranker(FakeBackend(), spans="sentences"))
-    assert other.rank("red fox", [OTHER, FOX], compress=True)[0].excerpt == "The red fox runs."
+    assert other.rank("red fox", [FOX], compress=0.3)[0].excerpt == "The red fox runs."
 
 
 class Slow(Backend):
@@ -209,18 +222,34 @@ def test_a_deadline_holds_for_spans_too() -> None:
 # -- compression --------------------------------------------------------------------------------------------------
 
 
-def test_compression_leaves_the_best_sentence_of_each_text_and_what_is_nearly_as_good() -> None:
+def by_table(logits: dict[str, float], **keywords: object) -> Reranker:
+    return Reranker(FakeBackend(lambda query, text: logits.get(text, -5.0)), **{"scale": "logit", **keywords})  # type: ignore[arg-type]
+
+
+def test_compression_leaves_what_is_relevant_of_all_texts() -> None:
     long = " ".join(["The red fox runs.", *(f"It is the year {1900 + i}." for i in range(20)), "A fox is red."])
-    ranking = fake().rank("red fox", [OTHER, long, ""], compress=True)
-    assert [item.index for item in ranking] == [1, 0, 2]
-    best, other, blank = ranking
-    assert texts_of(best)[:2] == ["The red fox runs.", "A fox is red."]
-    assert best.excerpt.startswith("The red fox runs. ")
-    assert best.excerpt.endswith(" ... A fox is red.")
-    assert len(other.spans) >= 1
-    assert blank.excerpt == ""
-    kept = sum(span.end - span.start for item in ranking for span in item.spans)
-    assert kept <= LARGEST_SHARE * (len(long) + len(OTHER))
+    short, whole = "Red is a colour. It has many shades of light.", "A single sentence stays as it is."
+    logits = {long: 3.0, short: 2.0, "The red fox runs.": 5.0, "A fox is red.": 4.0, "Red is a colour.": 2.5}
+    ranking = by_table(logits).rank("red fox", [OTHER, long, "", short, whole], compress=True)
+    assert [(item.index, item.excerpt, item.rank) for item in ranking] == [
+        (1, "The red fox runs. ... A fox is red.", 1),
+        (3, "Red is a colour.", 2),
+        (4, whole, 3),
+        (2, "", 4),
+    ]
+    assert texts_of(ranking[0]) == ["The red fox runs.", "A fox is red."]
+    assert ranking[0].text == long
+
+
+def test_the_share_holds_for_all_texts_and_the_best_sentence_always_stays() -> None:
+    texts = [" ".join(f"Sentence {i} of text {n} is as good as all." for i in range(10)) for n in range(3)]
+    for share in (True, 0.2, 0.8):
+        ranking = by_table({}).rank("q", texts, compress=share)
+        kept = sum(span.end - span.start for item in ranking for span in item.spans)
+        most = (LARGEST_SHARE if share is True else share) * sum(map(len, texts))
+        assert most - 50 < kept <= most
+    (item,) = by_table({"One.": 1.0}).rank("q", ["One. " + "Two. " * 3], compress=0.01)
+    assert item.excerpt == "One."
 
 
 def test_a_span_far_below_the_best_one_is_not_relevant() -> None:
@@ -275,8 +304,9 @@ def test_a_budget_holds_by_the_tokenizer_of_the_model() -> None:
 def test_compression_goes_with_repetition_order_and_fusion() -> None:
     scores = ((OTHER, 0.9), (FOX, 0.2), (FOX, 0.1), ("Fox.", 0.5))
     candidates = [Candidate(text, first_stage_score=score) for text, score in scores]
-    reranker = fake(dedup="exact", order="ends", fusion=1.0, spans="sentences")
-    ranking = reranker.rank("red fox", candidates, compress=True)
+    logits = {"The red fox runs.": 3.0, "Just a text.": 2.9}
+    reranker = by_table(logits, dedup="exact", order="ends", fusion=1.0, spans="sentences")
+    ranking = reranker.rank("red fox", candidates, compress=0.2)
     assert [(item.index, item.rank) for item in ranking] == [(0, 1), (1, 3), (3, 2)]
     assert ranking[1].duplicates == (2,)
     assert ranking[1].excerpt == "The red fox runs."

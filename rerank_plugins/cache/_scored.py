@@ -51,7 +51,7 @@ class _Row(NamedTuple):
     """float32 logits of its windows."""
     cuts: bytes
     """One byte a window that says if it was cut."""
-    places: bytes
+    places: bytes = b""
     """int32 start and end of each window; empty where the text is one."""
 
 

@@ -67,7 +67,7 @@ def evaluate(
             first: a TREC run, or, named .tsv, lines *query id, document id, rank*.
         top_k: How many candidates of each query are reranked.
         measures: Names of ir-measures, the first of which the report plots.
-        fusion: Values of `Settings.fusion` measured too, out of the same scores; weights of ranks if no scores are known.
+        fusion: Values of `Settings.fusion` measured too, by the same scores; weights of ranks if no scores are known.
         work: Directory that keeps scores and searches: the same call goes on where an earlier one stopped. None
             keeps nothing.
         resume: Use the scores found there; False scores everything anew.
