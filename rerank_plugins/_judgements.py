@@ -14,6 +14,8 @@ from rerank_plugins.errors import ConfigurationError, InputError
 PAIRS = ("pairs.jsonl", "pairs.jsonl.gz")
 QUERIES = ("queries.jsonl", "queries.jsonl.gz")
 """Files by which a folder of judged pairs and a BEIR folder are known."""
+CANDIDATES = ("candidates.tsv", "candidates-bm25.tsv")
+"""Candidate lists that a BEIR folder may bring, in the order in which they are looked for."""
 
 _SPLITS = {"train", "dev", "test"}
 _TRIPLE = '{"query", "positive", "negative"}'

@@ -165,6 +165,22 @@ class Reranker(Scorer):
         """
         return self._text_logits(query, texts).logits.astype(np.float32)
 
+    def pair_logits(self, pairs: Sequence[tuple[str, str]]) -> TextLogits:
+        """Logits of (query, text) pairs of any queries, in shared batches, and which texts were cut.
+
+        Args:
+            pairs: The pairs, in any order.
+
+        Returns:
+            ``logits``, float64, shape (n_pairs,), as `logits` gives them; ``truncated``, bool, shape (n_pairs,).
+
+        Raises:
+            InputError: A query is blank or too long, or something is no string.
+            ScoringError: The engine failed, or a logit is not finite.
+        """
+        checked_candidates([text for _, text in pairs])
+        return self._pair_logits([(checked_query(query), text) for query, text in pairs])
+
     def rank(
         self,
         query: str,

@@ -25,6 +25,7 @@ from rerank_plugins.cli._inspect import inspect
 from rerank_plugins.cli._mine import mine
 from rerank_plugins.cli._models import models
 from rerank_plugins.cli._rank import rank
+from rerank_plugins.cli._score import score, with_address
 from rerank_plugins.cli._serve import serve
 from rerank_plugins.cli._train import train
 from rerank_plugins.cli._train_retriever import train_retriever
@@ -71,6 +72,13 @@ class _Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         with _told(self):
             return super().invoke(ctx)
+
+
+class _ScoreCommand(_Command):
+    """A command whose option ``--ray`` may stand without a value, which typer's options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        return super().parse_args(ctx, with_address(args))
 
 
 class _Group(TyperGroup):
@@ -123,6 +131,7 @@ app = typer.Typer(
 for command in (
     demo,
     rank,
+    score,
     models,
     inspect,
     evaluate,
@@ -134,7 +143,7 @@ for command in (
     train_retriever,
     serve,
 ):
-    app.command(cls=_Command)(command)
+    app.command(cls=_ScoreCommand if command is score else _Command)(command)
 
 
 def _show_version(wanted: bool) -> None:

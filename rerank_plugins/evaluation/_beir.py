@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._judgements import (
+    CANDIDATES,
     PAIRS,
     QUERIES,
     find_file,
@@ -205,10 +206,6 @@ def read_beir(path: str | os.PathLike[str], candidates: str | None = None) -> Be
     """
     names = (candidates,) if candidates else CANDIDATES
     return read_candidates(find_file(Path(path), *names), read_collection(path))
-
-
-CANDIDATES = ("candidates.tsv", "candidates-bm25.tsv")
-"""Candidate lists that a folder may bring, in the order in which they are looked for."""
 
 
 def first_stage_run(dataset: BeirDataset, top_k: int | None = 100) -> Run:

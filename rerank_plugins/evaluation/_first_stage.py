@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank_plugins._extras import import_extra
-from rerank_plugins._judgements import find_file
+from rerank_plugins._judgements import CANDIDATES, find_file
 from rerank_plugins._minilm import minilm_directory
 from rerank_plugins._paths import writable_directory, write_file
 from rerank_plugins._printable import parse_json
 from rerank_plugins._quiet import no_progress_bars
 from rerank_plugins.errors import ConfigurationError
-from rerank_plugins.evaluation._beir import CANDIDATES, BeirDataset, read_candidates
+from rerank_plugins.evaluation._beir import BeirDataset, read_candidates
 from rerank_plugins.evaluation._store import cannot_keep
 
 Progress = Callable[[str, float], None]
