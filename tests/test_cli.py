@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,11 @@ from rerank_plugins._secrets import without_passwords
 from rerank_plugins.backends._files import ModelFiles, converted_directory
 from rerank_plugins.cli import _progress
 from rerank_plugins.cli._app import app, in_options
+from rerank_plugins.cli._options import _OF_RERANKER
 from rerank_plugins.cli._rank import read_rows
 from rerank_plugins.cli._screen import Screen, styled
 from rerank_plugins.errors import ConfigurationError
+from rerank_plugins.settings import Settings
 from rerank_plugins.testing import FakeBackend
 
 COMMAND = Path(sys.executable).with_name("rerank-plugins")
@@ -451,6 +454,17 @@ def test_warnings_are_lines_like_errors(fake: FakeBackend, monkeypatch: pytest.M
 
 
 # -- options ----------------------------------------------------------------------------------------------------
+
+
+def test_options_for_keywords_of_reranker_have_its_defaults() -> None:
+    defaults = {keyword.name: keyword.default for keyword in fields(Settings)}
+    assert set(_OF_RERANKER) <= set(defaults)
+    commands = typer.main.get_command(app).commands
+    for name in ("rank", "serve", "calibrate"):
+        given = {str(option.name): option for option in commands[name].params}
+        shared = set(given) & set(_OF_RERANKER)
+        assert {"model", "backend", "label", "revision", "trust_remote_code"} <= shared
+        assert {key: given[key].default for key in shared} == {key: defaults[key] for key in shared}
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,8 @@ def main() -> None:
         lists.setdefault(listed["kind"], []).append((logits, np.asarray(listed["labels"], dtype=float)))
     joined = {name: tuple(map(np.concatenate, zip(*found, strict=True))) for name, found in lists.items()}
     weights = [np.full(len(joined[name][0]), 1 / len(joined[name][0])) for name in FITTED]
-    logits, labels = (np.concatenate([joined[name][part] for name in FITTED]) for part in (0, 1))
-    fitted = fit_calibration(logits, labels, np.concatenate(weights) * 1e4)
+    parts = [np.concatenate([joined[name][part] for name in FITTED]) for part in (0, 1)]
+    fitted = fit_calibration(parts[0], parts[1], np.concatenate(weights) * 1e4)
     figures: dict[str, Any] = {}
     for name, found in lists.items():
         firsts = [float(fitted(logits).max()) for logits, labels in found if labels[int(logits.argmax())] > 0]

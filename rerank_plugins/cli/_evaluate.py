@@ -200,7 +200,7 @@ def _rerankers(names: list[str], backends: list[str], settings: dict[str, Any]) 
             label = without_passwords(f"{name} [{backend}]" if len(backends) > 1 else name)
             if label in found:
                 raise ConfigurationError(f"The model {label!r} was given twice.")
-            found[label] = Reranker(name, backend=backend, **settings)
+            found[label] = Reranker(**{**settings, "model": name, "backend": backend})
     return found
 
 

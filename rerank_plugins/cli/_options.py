@@ -95,7 +95,9 @@ def takes_options(settings: type[Any]) -> Callable[[Callable[..., None]], Callab
     return lambda command: _with_options(command, command, _options(settings))
 
 
-def _with_options(run: Any, command: Callable[..., None], options: Sequence[tuple[str, Any, Any]]) -> Any:
+def _with_options(
+    run: Callable[..., None], command: Callable[..., None], options: Sequence[tuple[str, Any, Any]]
+) -> Callable[..., None]:
     """``run`` with the signature of a command and further options: name, default and annotation of each."""
     signature = inspect.signature(command, eval_str=True)
     own = [given for given in signature.parameters.values() if given.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -103,7 +105,7 @@ def _with_options(run: Any, command: Callable[..., None], options: Sequence[tupl
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, default, annotation in options
     ]
-    run.__signature__ = signature.replace(parameters=[*own, *more])
+    run.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
     return run
 
 
