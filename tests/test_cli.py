@@ -460,7 +460,7 @@ def test_options_for_keywords_of_reranker_have_its_defaults() -> None:
     defaults = {keyword.name: keyword.default for keyword in fields(Settings)}
     assert set(_OF_RERANKER) <= set(defaults)
     commands = typer.main.get_command(app).commands
-    for name in ("rank", "serve", "calibrate"):
+    for name in ("rank", "serve"):
         given = {str(option.name): option for option in commands[name].params}
         shared = set(given) & set(_OF_RERANKER)
         assert {"model", "backend", "label", "revision", "trust_remote_code"} <= shared
