@@ -515,7 +515,7 @@ def _plan(
     free = sum(cpus) - len(cpus) - (others - 1)
     largest = max(cpus) - 1
     if threads is None:
-        threads = max(1, min(int(sum(cpus)) // actors, int(max(cpus))))
+        threads = reranker.settings.threads or max(1, min(int(sum(cpus)) // actors, int(max(cpus))))
     most = max(0.0, math.floor(100 * min(float(threads), free / actors, largest)) / 100)
     if num_cpus is None:
         num_cpus = most

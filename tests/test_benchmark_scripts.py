@@ -42,6 +42,13 @@ def test_batching(call: Any) -> None:
     assert all(row["seconds"] > 0 for row in rows.values())
 
 
+def test_bulk(call: Any) -> None:
+    found = call("bulk", "--pairs", "8", "--model", converted("bert"), "--backend", "onnx", "--no-ray")
+    assert set(found["rows"]) == {"Reranker.score", "one machine"}
+    assert found["rows"]["Reranker.score"]["rate"] == 1.0
+    assert all(row["pairs_per_s"] > 0 and row["core_hours_a_million"] > 0 for row in found["rows"].values())
+
+
 def test_cache(call: Any) -> None:
     found = call("cache", "--candidates", "3", "--rounds", "1", "--backend", "onnx")
     assert found["same_order"] is True

@@ -509,6 +509,32 @@ def test_mine_writes_what_a_cross_encoder_lets_through(tmp_path: Path, bi_encode
     assert len(read_triples(everything.path)) == everything.triples
 
 
+def test_mine_goes_on_with_the_scores_of_a_call_that_was_interrupted(tmp_path: Path, bi_encoder: str) -> None:
+    backend = FakeBackend(lambda query, text: -1.5)
+    out = tmp_path / "triples.jsonl"
+
+    def interrupt(news: str, share: float) -> None:
+        if "queries" in news:
+            raise KeyboardInterrupt
+
+    def run(progress: Callable[[str, float], None] | None) -> int:
+        backend.calls.clear()
+        settings = {"encoder": bi_encoder, "margin": -2.0, "device": "cpu"}
+        mine(mining_data(tmp_path), out, filter=Reranker(backend), overwrite=True, progress=progress, **settings)
+        return sum(map(len, backend.calls))
+
+    whole = run(None)
+    triples = out.read_text()
+    out.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupt)
+    scored = sum(map(len, backend.calls))
+    assert 0 < scored < whole
+    assert run(None) == whole - scored
+    assert out.read_text() == triples
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_mine_keeps_its_distance_from_the_relevant_passage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         {"query": "query", "passage": "answer", "label": 1},

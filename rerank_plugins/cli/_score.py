@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rerank_plugins.cli._options import Backend, Label, Model, Overwrite, Revision, TrustRemoteCode, class_label
+from rerank_plugins.cli._options import Overwrite, takes_settings
 from rerank_plugins.cli._screen import echo
 from rerank_plugins.errors import ConfigurationError
 
@@ -34,6 +34,20 @@ def with_address(args: list[str]) -> list[str]:
     return found
 
 
+@takes_settings(
+    "model",
+    "backend",
+    "scale",
+    "label",
+    "max_length",
+    "passage_length",
+    "precision",
+    "instruction",
+    "device",
+    "threads",
+    "revision",
+    "trust_remote_code",
+)
 def score(
     pairs: Annotated[
         Path,
@@ -43,8 +57,6 @@ def score(
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The directory of the scored rows.")],
-    model: Model = None,
-    backend: Backend = "auto",
     run: Annotated[
         str | None,
         typer.Option(
@@ -53,17 +65,6 @@ def score(
         ),
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="SQLite file of scores that are known and become known.")] = None,
-    scale: Annotated[Literal["probability", "logit"], typer.Option(help="What a score means.")] = "probability",
-    label: Label = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a query and a text together.")] = None,
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], typer.Option(help="Number format.")] = "auto",
-    instruction: Annotated[str | None, typer.Option(help="Task description, for models that take one.")] = None,
-    device: Annotated[str | None, typer.Option(help="torch device.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that compute; with --ray, those of an actor.")
-    ] = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
     shard_rows: Annotated[
         int | None,
         typer.Option(min=1, help="Rows of a shard, the most that an interruption costs; 10000 if not given."),
@@ -84,6 +85,7 @@ def score(
         int | None, typer.Option(min=1, help="With --ray: processes that load the model; one for each GPU, or 4 CPUs.")
     ] = None,
     overwrite: Overwrite = False,
+    **chosen: Any,
 ) -> None:
     """Score every row that has a query and a text.
 
@@ -101,27 +103,15 @@ def score(
         raise ConfigurationError("actors=... belongs to Ray. Add --ray.")
     if isolate and ray is not None:
         raise ConfigurationError("isolate=True is for one machine: on Ray, each actor scores so anyway. Leave it out.")
-    settings: dict[str, Any] = {
-        "backend": backend,
-        "cache": cache,
-        "scale": scale,
-        "label": class_label(label),
-        "max_length": max_length,
-        "precision": precision,
-        "instruction": instruction,
-        "device": device,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-    }
     files: dict[str, Any] = {"run": run, "shard_rows": shard_rows, "overwrite": overwrite}
+    reranker = Reranker(cache=cache, **chosen)
     with bar("Scoring") as tell:
-        files["progress"] = tell
+        files |= {"reranker": reranker, "progress": tell}
         if ray is None:
-            reranker = Reranker(model, threads=threads, **settings)
-            found = score_files(pairs, out, reranker=reranker, isolate=isolate, **files)
+            found = score_files(pairs, out, isolate=isolate, **files)
         else:
-            on_ray = {"address": None if ray == LOCAL else ray, "actors": actors, "threads": threads}
-            found = _ray_scoring()(pairs, out, reranker=Reranker(model, **settings), **on_ray, **files)
+            address = None if ray == LOCAL else ray
+            found = _ray_scoring()(pairs, out, address=address, actors=actors, **files)
     _tell(found)
 
 

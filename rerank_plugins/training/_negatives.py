@@ -206,6 +206,7 @@ def mine(
     The file has a line ``{"query", "positive", "negative", "positive_score", "negative_score", "split"?}`` for each
     pair of a best-graded passage and a negative; the scores are the cross-encoder's logits. The file appears when all
     queries are done. Queries of a ``test`` split are left out.
+    Until the end, scores are kept in a file beside it: a call that was interrupted does not score them again.
 
     Not `sentence_transformers.util.mine_hard_negatives` (6.2), which scores all candidates of a query instead of
     stopping at enough negatives, knows no judged negatives, and takes a copy of the relevant passage in other letter
@@ -253,7 +254,7 @@ def mine(
         raise InputError(f"None of the {len(splits)} queries has a relevant passage, with a label above 0.")
     if limit is not None and len(questions) > limit:
         questions = [questions[row] for row in sorted(random.Random(seed).sample(range(len(questions)), limit))]
-    reranker = as_reranker(filter, device)
+    reranker, kept = _keeping_scores(as_reranker(filter, device), out)
 
     passages = list(dict.fromkeys([*(pair.passage for pair in pairs), *found.passages]))
     encode_queries, encode_passages = _encoders(encoder, device, progress)
@@ -279,7 +280,20 @@ def mine(
             scored, rejected = scored + asked + len(best), rejected + refused
             if progress is not None:
                 progress(f"{row + 1} of {len(questions)} queries: {triples} triples", (row + 1) / len(questions))
+    if kept is not None:
+        reranker.close()
+        for suffix in ("", "-wal", "-shm", "-lock"):
+            kept.with_name(kept.name + suffix).unlink(missing_ok=True)
     return MinedTriples(out, triples, queries, len(questions) - queries, scored, rejected)
+
+
+def _keeping_scores(reranker: Reranker, out: Path) -> tuple[Reranker, Path | None]:
+    """The reranker, with a file beside ``out`` that keeps its scores, and that file; None where it has a cache, or
+    cannot be told from others."""
+    if reranker.settings.cache is not None or reranker.fingerprint is None:
+        return reranker, None
+    kept = out.with_name(f".{out.name}.scores.sqlite")
+    return Reranker(**{**reranker.config, "cache": kept}), kept
 
 
 def _hardest(
