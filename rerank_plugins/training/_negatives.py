@@ -249,11 +249,7 @@ def mine(
     writable_directory(out.absolute().parent)
     pairs = [pair for pair in found.pairs if pair.split != "test"]
     splits = {pair.query: pair.split for pair in pairs}
-    questions = answered(pairs)
-    if not questions:
-        raise InputError(f"None of the {len(splits)} queries has a relevant passage, with a label above 0.")
-    if limit is not None and len(questions) > limit:
-        questions = [questions[row] for row in sorted(random.Random(seed).sample(range(len(questions)), limit))]
+    questions = _drawn(pairs, limit, seed)
     reranker, kept = _keeping_scores(as_reranker(filter, device), out)
 
     passages = list(dict.fromkeys([*(pair.passage for pair in pairs), *found.passages]))
@@ -285,6 +281,21 @@ def mine(
         for suffix in ("", "-wal", "-shm", "-lock"):
             kept.with_name(kept.name + suffix).unlink(missing_ok=True)
     return MinedTriples(out, triples, queries, len(questions) - queries, scored, rejected)
+
+
+def _drawn(pairs: Sequence[Pair], limit: int | None, seed: int) -> list[tuple[str, Labels]]:
+    """Queries with a relevant passage, and their labels: all, or `limit` of them drawn at random.
+
+    Raises:
+        InputError: No query has a relevant passage.
+    """
+    questions = answered(pairs)
+    if not questions:
+        count = len({pair.query for pair in pairs})
+        raise InputError(f"None of the {count} queries has a relevant passage, with a label above 0.")
+    if limit is not None and len(questions) > limit:
+        questions = [questions[row] for row in sorted(random.Random(seed).sample(range(len(questions)), limit))]
+    return questions
 
 
 def _keeping_scores(reranker: Reranker, out: Path) -> tuple[Reranker, Path | None]:
