@@ -351,9 +351,10 @@ def test_logs_hold_no_text(server: Server, caplog: pytest.LogCaptureFixture) -> 
         post(server, "/v2/rerank", {"query": QUERY, "documents": TEXTS})
         post(server, "/v2/rerank?query=" + TEXTS[1], {"query": QUERY, "documents": [TEXTS[1], 5]})
         httpx.post(server.url + "/rerank", content=f"{{{TEXTS[1]}")
-    own = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    ours = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    own = [record.getMessage() for record in ours if record.name == "rerank_plugins.server"]
     assert [line.split(" ")[:2] for line in own] == [["/v2/rerank", "200"], ["/v2/rerank", "400"], ["/rerank", "400"]]
-    assert not any(text in line for line in own for text in (QUERY, *TEXTS))
+    assert not any(text in record.getMessage() for record in ours for text in (QUERY, *TEXTS))
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------

@@ -93,6 +93,8 @@ def litellm(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pytest.importorskip("litellm")
 
 
+# pydantic says of litellm's classes that it does not guard what is read-only in them.
+@pytest.mark.filterwarnings("ignore:.*ReadOnly:UserWarning")
 @pytest.mark.parametrize(
     ("model", "base"),
     [
