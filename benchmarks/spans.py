@@ -48,11 +48,15 @@ def main() -> None:
         dataset, answers = read_beir(options.data), read_answers(options.answers)
     asked = [query for query in dataset.usable if query in answers and dataset.candidates.get(query)]
     random.Random(0).shuffle(asked)
+    titles = {} if options.answers is None else read_titles(options.data)
     reranker = Reranker(options.model, passage_length=options.passage_length, cache=1_000_000).prepare()
     requests = [
         (
             dataset.queries[query],
-            [Candidate(dataset.documents[name]) for name in dataset.candidates[query][: options.top_k]],
+            [
+                candidate(dataset.documents[name], titles.get(name, ""))
+                for name in dataset.candidates[query][: options.top_k]
+            ],
         )
         for query in asked[: options.queries]
     ]
@@ -70,6 +74,18 @@ def main() -> None:
         seconds = time.perf_counter() - started
         tokens, kept = shares(reranker, whole, cut, golds)
         print(f"{given:>10} {tokens:>8.3f} {kept:>8.3f} {1000 * seconds / len(requests):>12.1f}")
+
+
+def read_titles(folder: Path) -> dict[str, str]:
+    """Titles by document id."""
+    path = next(path for path in (folder / "corpus.jsonl.gz", folder / "corpus.jsonl") if path.is_file())
+    rows = [json.loads(line) for _, line in read_lines(path)]
+    return {str(row["_id"]): (row.get("title") or "").strip() for row in rows}
+
+
+def candidate(text: str, title: str) -> Candidate:
+    """A document; its title, where it has one, is scored with each sentence and is no part of the text."""
+    return Candidate(text.removeprefix(f"{title} "), header=f"{title}\n") if title else Candidate(text)
 
 
 def shares(

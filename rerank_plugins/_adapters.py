@@ -177,7 +177,7 @@ class RankFields(RerankerFields):
     left of all texts has at most so many: the best spans until it is full."""
     compress: Annotated[bool | float, SkipValidation] = False
     """Leave of the texts their relevant spans alone, joined by " ... " where something is left out: True for those that
-    are nearly as good as the best one, at most 37 % of all characters; a number for the best ones up to that share. A
+    are nearly as good as the best one, at most 35 % of all characters; a number for the best ones up to that share. A
     text without any is left out, one of a single span stays. Spans are sentences, or the windows of
     ``passage_length``."""
     deadline_s: Annotated[float | None, SkipValidation] = None

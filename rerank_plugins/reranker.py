@@ -204,7 +204,7 @@ class Reranker(Scorer):
                 those that were not scored follow in that order, exempt from `min_score`. Loading the model counts:
                 `prepare` does it before. None waits for all.
             compress: Keep of the texts their relevant spans alone, which are sentences, or the windows of
-                ``passage_length``: True for those that are nearly as good as the best one, at most 37 % of all
+                ``passage_length``: True for those that are nearly as good as the best one, at most 35 % of all
                 characters; a number for the best ones up to that share. A text without any is left out, one of a single
                 span stays. `max_tokens` then holds for what is left: the best spans of all texts until it is full.
                 `RankedCandidate.excerpt` is the text that is left.

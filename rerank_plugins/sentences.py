@@ -7,8 +7,9 @@ The rule, in the order of precedence:
   begins a sentence.
 - ``。！？`` and the full stops of other scripts end one (with the closing quotes and brackets that follow), with or
   without a blank. A Japanese quotation that a particle follows (``」と``) goes on.
-- ``.``, ``!``, ``?`` and ``…`` end one where a blank follows and no small letter comes next. Small letters count for
-  nothing in a text whose sentences all begin with them.
+- ``.``, ``!``, ``?`` and ``…`` end one where a blank follows and no small letter comes next. A small letter may come
+  after a full stop behind a word of four small letters or more, or a number of three digits or more (``a commit. git
+  log``), and everywhere in a text whose sentences all begin with one.
 - A full stop ends none after an abbreviation (``Dr.``, ``e.g.``, ``Fig. 3``), an initial (``J. Smith``, ``U.S.``) or
   the number of a list (``2.`` at the beginning of a line). After initials it does where a word follows that mostly
   begins sentences (``the U.S. The``).
@@ -46,6 +47,7 @@ _NEXT = re.compile(r"\s*[\"'“‘«‹(\[{（「『【《〈]*(?P<word>\w*)")
 _FIRST_LETTER = re.compile(r"(?:^|[.!?…]\s)[^\w.!?…]*([^\W\d_])")
 _LAST_WORD = re.compile(r"[^\W_](?:[^\W_]|[.'’-])*$")
 _ITEM = re.compile(r"[-*•‣◦·–—]\s|\(?(?:\d{1,3}|[a-zA-Z])[.)]\s|#{1,6}\s|[|>]")
+_PLAIN_WORD = re.compile(r"(?:^|[\s\"'(-])(?:[a-zß-öø-ÿа-яα-ω]{4,}|\d{3,})$")
 _LIST_NUMBER = re.compile(r"[ \t(*•-]*(?:\d{1,3}|[a-zA-Z])")
 _CLAUSE = re.compile(r"[,;:，；：、،؛]\s*|\s+")
 _BLANK = re.compile(r"\s*")
@@ -58,7 +60,7 @@ def _words(text: str) -> frozenset[str]:
 
 _ABBREVIATIONS = _words(
     "mr mrs ms messrs dr drs prof rev hon st sr jr gen col lt sgt capt cmdr adm gov sen rep pres supt "
-    "vs cf viz eg ie approx ca al incl excl resp est dept univ assn bros ave blvd rd mt ft "
+    "vs cf viz eg ie approx ca al incl excl resp est dept univ assn bros corp inc ltd co ave blvd rd mt ft "
     "z.b d.h u.a bzw vgl usw hr fr mme mlle sra"
 )
 _BEFORE_NUMBERS = _words(
@@ -133,9 +135,12 @@ def _goes_on(text: str, match: re.Match[str]) -> bool:
 def _stops(text: str, line: int, match: re.Match[str], has_capitals: bool) -> bool:
     following = _NEXT.match(text, match.end())
     word = following["word"] if following else ""
+    is_full_stop = match.group().rstrip(_CLOSERS.replace("\\", "")) == "."
     if has_capitals and word[:1].islower():
-        return False
-    if match.group().rstrip(_CLOSERS.replace("\\", "")) != ".":
+        plain = _PLAIN_WORD.search(text[max(line, match.start() - 24) : match.start()])
+        if not is_full_stop or not plain:
+            return False
+    if not is_full_stop:
         return True
     # A word is short; what is longer is none that matters here.
     before = _LAST_WORD.search(text[max(line, match.start() - 24) : match.start()])

@@ -16,7 +16,7 @@ from rerank_plugins.types import GAP, Candidate, RankedCandidate, Scale, Span
 
 __all__ = ["LARGEST_SHARE", "as_spans", "compressed", "sentence_pairs", "shown"]
 
-LARGEST_SHARE = 0.37
+LARGEST_SHARE = 0.35
 """Most of the characters that ``compress=True`` keeps."""
 MARGIN = 6.0
 """With ``compress=True``: how far a relevant span may be behind the best one, in logits of the span and its text."""

@@ -24,6 +24,8 @@ SPLIT = [
     ["“Really?”", "‘No.’", "«Oui.»", "So be it."],
     ["What?! really?", "Wait...", "What?"],
     ["Use git v2.40.1 or node.js.", "Ask www.example.org for more."],
+    ["Git is free software.", "git revert undoes a commit.", "iPhones are sold since 2007.", "npm is newer."],
+    ["Acme Corp. said so, approx. at 5 a.m. in the U.S. state.", "Then..., i.e. later?! he left."],
     ["so it is, e.g. here.", "the u.s. does it!", "dr. smith (of no. 3) did too."],
     ["大熊猫是一种熊。", "它生活在中国！", "真的吗？", "是的"],
     ["他说：“你好。”", "然后走了。"],

@@ -99,10 +99,10 @@ async def test_retriever_compresses_by_setting_and_by_call_and_says_so_in_the_tr
     retriever = lc.RerankRetriever(retriever=RunnableLambda(lambda query: found), model=FakeBackend(), scale="logit")
     traces = Traces()
     assert retriever.invoke(QUERY)[0].page_content == TEXT
-    shorter = retriever.invoke(QUERY, {"callbacks": [traces]}, compress=True)
+    shorter = retriever.invoke(QUERY, {"callbacks": [traces]}, compress=0.4)
     assert [document.page_content for document in shorter] == ["The red fox runs. ... A fox is an animal of the wood."]
-    assert await retriever.ainvoke(QUERY, compress=True) == shorter
-    assert [inputs["compress"] for inputs in traces.inputs if "n_documents" in inputs] == [True]
+    assert await retriever.ainvoke(QUERY, compress=0.4) == shorter
+    assert [inputs["compress"] for inputs in traces.inputs if "n_documents" in inputs] == [0.4]
     assert [outputs["documents"] for outputs in traces.outputs if "details" in outputs] == [shorter]
     with pytest.raises(ConfigurationError, match="compress must be"):
         retriever.invoke(QUERY, compress="yes")
