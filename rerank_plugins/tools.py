@@ -228,10 +228,10 @@ def bm25(query: str, texts: Sequence[str]) -> NDArray[np.float64]:
         Shape (n_texts,), higher is better; 0 where no part of a word is shared.
 
     References:
-        Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, with k1 = 0.9, b = 0.4.
+        Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, with k1 = 1.5, b = 0.75.
         McNamee and Mayfield, "Character N-Gram Tokenization for European Language Text Retrieval", 2004.
     """
-    k1, b = 0.9, 0.4
+    k1, b = 1.5, 0.75
     counts = [Counter(_parts(text)) for text in texts]
     lengths = np.array([count.total() for count in counts], dtype=np.float64)
     norms = k1 * (1 - b + b * lengths / max(1.0, float(lengths.mean())))

@@ -197,10 +197,10 @@ def test_bm25_finds_words_parts_of_words_and_other_scripts() -> None:
     assert bm25("forecasting", texts).argmax() == 1
     assert bm25("明天的天气", texts).argmax() == 2
     assert bm25("zzz", texts).tolist() == [0.0, 0.0, 0.0]
-    # As the formula says: two texts of one length, one of which has the word, k1 = 0.9.
+    # As the formula says: two texts of one length, one of which has the word, k1 = 1.5.
     alone = bm25("ab", ["ab", "cd"])
     parts = 2  # the word and ^ab$
-    assert alone[0] == pytest.approx(parts * np.log(1 + 1.5 / 1.5) * 1 * 1.9 / (1 + 0.9))
+    assert alone[0] == pytest.approx(parts * np.log(1 + 1.5 / 1.5) * 1 * 2.5 / (1 + 1.5))
 
 
 def test_an_embedding_model_is_asked_once_for_each_text() -> None:
