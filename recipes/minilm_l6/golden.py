@@ -49,7 +49,7 @@ if __name__ == "__main__":
         query: {text: round(float(logit), 5) for text, logit in zip(texts, reranker.logits(query, texts), strict=True)}
         for query, texts in QUERIES.items()
     }
-    path = Path(__file__).parent.parent / "tests" / "golden_bundled.json"
+    path = Path(__file__).parents[2] / "tests" / "golden_bundled.json"
     path.write_text(json.dumps({"model": reranker.model_name, "queries": golden}, indent=1, ensure_ascii=False) + "\n")
     for query, scores in golden.items():
         print(query, *(f"\n  {logit:8.3f}  {text[:80]}" for text, logit in scores.items()))

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import ast
 import gzip
+import inspect
 import json
+import pydoc
 import random
 import re
 import sysconfig
@@ -33,16 +35,16 @@ Question = tuple[str, str | None]
 """A query and the passage that answers it, if known."""
 
 QUESTIONS = {
-    "nq-open-oracle": 2300,
-    "covidqa-deepset": 350,
-    "pubmedqa-labeled": 300,
-    "tatqa-dev": 300,
-    "medquad": 500,
-    "multihop-small": 150,
+    "nq-open-oracle": 2650,
+    "covidqa-deepset": 500,
+    "pubmedqa-labeled": 500,
+    "tatqa-dev": 400,
+    "medquad": 700,
+    "multihop-small": 190,
 }
 """Sets of questions, and how many of each are asked of all passages together."""
 
-MIXED = ("faq", "alike", "tools", "library", "topics")
+MIXED = ("faq", "alike", "tools", "howto", "library", "topics")
 """Kinds that are taught by the mean of three models; the others by the teacher alone."""
 
 FORMS = (
@@ -102,6 +104,12 @@ def library() -> dict[str, str]:
                 if 5 <= len(text.split()) <= 60:
                     found[f"{module}.{node.name}"] = text
     return found
+
+
+def described_by(name: str) -> str:
+    """The name of a function, class or method of the standard library with the beginning of its docstring."""
+    text = inspect.getdoc(pydoc.locate(name)) or ""
+    return f"{name}: {' '.join(text.split()[: 20 + len(text) % 70])}"
 
 
 def documents(data: Path) -> list[tuple[str, str]]:
@@ -218,11 +226,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train/, corpus/ and eval/")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--previous", help="directory of the second of three teachers: the bundled model before")
     parser.add_argument("--size", type=int, default=8, help="candidates in a list; twice as many in dev lists")
     arguments = parser.parse_args()
     data, rng = arguments.data, random.Random(0)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    bundled = Reranker()
+    previous = Reranker(arguments.previous)
     encoder = Encoder()
     never = forbidden(data)
 
@@ -255,15 +264,15 @@ def main() -> None:
         end = start + rng.choice((2, 3, 4, 7))
         whole |= dict.fromkeys(sentences[start:end], " ".join(sentences[start:end]))
         start = end
-    questions = answered(squad, 3600)
-    asked["squad-paragraphs"] = [(query, whole[text]) for query, text in questions[:2600] if text]
+    questions = answered(squad, 5000)
+    asked["squad-paragraphs"] = [(query, whole[text]) for query, text in questions[:3200] if text]
     free = documents(data)
     texts += [text for _, text in free] + list(whole.values())
-    asked["cut"] = cut_queries(free, rng, 1300)
-    abstracts = rng.sample([text for text in texts if len(text.split()) > 50], 1000)
+    asked["cut"] = cut_queries(free, rng, 1600)
+    abstracts = rng.sample([text for text in texts if len(text.split()) > 50], 3000)
 
     selqa = pairs("selqa-dev")
-    answers = {"squad-sentences": questions[2600:], "selqa-dev": answered(selqa, 600)}
+    answers = {"squad-sentences": questions[3200:], "selqa-dev": answered(selqa, 760)}
     med = {query: text for query, text, label in pairs("medquad") if label > 0}
     alike = list(dict.fromkeys([*med, *(q for name in asked if name != "cut" for q, _ in asked[name])]))
     alike = rng.sample(alike, 1500) + [text for row in pairs("covid-question-similarity") for text in row[:2]]
@@ -272,15 +281,20 @@ def main() -> None:
         for query, text in rng.sample(sorted(med.items()), 600)
     }
     faq |= {q: f"{q} {' '.join((a or '').split()[:60])}" for q, a in rng.sample(questions, 400)}
-    described = dict(rng.sample(sorted(library().items()), 1200))
+    functions = library()
+    described = dict(rng.sample(sorted(functions.items()), 1500))
     answers_too = list(faq.values())
-    tools = list(lines_of(Path(__file__).parent / "tools.jsonl"))
+    written = Path(__file__).parent
+    # Two collections: a tool of one may answer a request of the other.
+    toolboxes = [list(lines_of(written / name)) for name in ("tools.jsonl", "more_tools.jsonl")]
+    howto = [(row["question"], described_by(row["answer"])) for row in lines_of(written / "howto.jsonl")]
 
     def form(name: str, text: str) -> str:
         return rng.choice((f"{name}: {text}", text, f"{name}. {text}", f"{name} {text}"))
 
-    of_tool = {tool["name"]: form(tool["name"], tool["description"]) for tool in tools}
+    boxes = [{tool["name"]: form(tool["name"], tool["description"]) for tool in tools} for tools in toolboxes]
     of_function = {name: form(name, text) for name, text in described.items()}
+    manual = list(dict.fromkeys([*(text for _, text in howto), *of_function.values()]))
 
     def request(text: str) -> str:
         first, _, rest = re.split(r"(?<=[.;:])\s|\(", text)[0].rstrip(".;: ").partition(" ")
@@ -291,16 +305,20 @@ def main() -> None:
         *((kind, texts, found) for kind, found in asked.items()),
         ("squad-sentences", sentences, answers["squad-sentences"]),
         ("selqa-dev", [text for _, text, _ in selqa], answers["selqa-dev"]),
-        ("topics", abstracts, topic_queries(abstracts, rng, 350)),
-        ("alike", alike, [(query, None) for query in rng.sample(alike, 350)]),
-        ("faq", answers_too, [(query, None) for query in rng.sample(alike, 300)]),
-        ("faq", answers_too, rng.sample(sorted(faq.items()), 200)),
-        ("tools", list(of_tool.values()), [(q, of_tool[t["name"]]) for t in tools for q in t["requests"]]),
+        ("topics", abstracts, topic_queries(abstracts, rng, 800)),
+        ("alike", alike, [(query, None) for query in rng.sample(alike, 500)]),
+        ("faq", answers_too, [(query, None) for query in rng.sample(alike, 400)]),
+        ("faq", answers_too, rng.sample(sorted(faq.items()), 400)),
+        *(
+            ("tools", list(box.values()), [(q, box[tool["name"]]) for tool in tools for q in tool["requests"]])
+            for box, tools in zip(boxes, toolboxes, strict=True)
+        ),
         (
             "library",
             list(of_function.values()),
-            [(request(described[n]), of_function[n]) for n in rng.sample(sorted(described), 350)],
+            [(request(described[n]), of_function[n]) for n in rng.sample(sorted(described), 500)],
         ),
+        ("howto", manual, howto),
     ]
     searchers: dict[int, Searcher] = {}
     made: dict[str, list[dict[str, Any]]] = {"train": [], "dev": []}
@@ -317,7 +335,7 @@ def main() -> None:
                 listed["passages"] = [searcher.texts[place] for place in places]
                 listed["answer"] = 0 if answer is not None and answer in searcher.place else None
                 if kind in MIXED:
-                    logits = bundled.logits(query, listed["passages"])
+                    logits = previous.logits(query, listed["passages"])
                     listed["others"] = [np.asarray(logits).round(3).tolist(), cosines.round(4).tolist()]
                 made[split].append(listed)
         print(kind, len(found), len(searcher.texts), flush=True)
