@@ -131,20 +131,20 @@ def main() -> None:
         lists.setdefault(listed["kind"], []).append((logits, np.asarray(listed["labels"], dtype=float)))
     joined = {name: tuple(map(np.concatenate, zip(*found, strict=True))) for name, found in lists.items()}
     weights = [np.full(len(joined[name][0]), 1 / len(joined[name][0])) for name in FITTED]
-    logits, labels = (np.concatenate([joined[name][part] for name in FITTED]) for part in (0, 1))
-    fitted = fit_calibration(logits, labels, np.concatenate(weights) * 1e4)
+    parts = [np.concatenate([joined[name][part] for name in FITTED]) for part in (0, 1)]
+    fitted = fit_calibration(parts[0], parts[1], np.concatenate(weights) * 1e4)
     figures: dict[str, Any] = {}
     for name, found in lists.items():
-        logits, labels = joined[name]
+        whole, relevant = joined[name]
         firsts = np.array([logits.max() for logits, labels in found if labels[int(logits.argmax())] > 0])
         figures[name] = {
             "fitted": name in FITTED,
             "lists": len(found),
-            "relevant": round(float(labels.mean()), 3),
+            "relevant": round(float(relevant.mean()), 3),
             "answer first": round(len(firsts) / len(found), 2),
-            "ECE": round(expected_calibration_error(logits, labels), 3),
+            "ECE": round(expected_calibration_error(whole, relevant), 3),
             "kept": round(float((firsts >= 0).mean()), 2),
-            "ECE, fitted": round(expected_calibration_error(fitted(logits), labels), 3),
+            "ECE, fitted": round(expected_calibration_error(fitted(whole), relevant), 3),
             "kept, fitted": round(float((fitted(firsts) >= 0).mean()), 2),
         }
         print(name, figures[name], flush=True)

@@ -287,7 +287,9 @@ def main() -> None:
     written = Path(__file__).parent
     # Two collections: a tool of one may answer a request of the other.
     toolboxes = [list(lines_of(written / name)) for name in ("tools.jsonl", "more_tools.jsonl")]
-    howto = [(row["question"], described_by(row["answer"])) for row in lines_of(written / "howto.jsonl")]
+    howto: list[tuple[str, str]] = [
+        (row["question"], described_by(row["answer"])) for row in lines_of(written / "howto.jsonl")
+    ]
 
     def form(name: str, text: str) -> str:
         return rng.choice((f"{name}: {text}", text, f"{name}. {text}", f"{name} {text}"))
@@ -301,6 +303,10 @@ def main() -> None:
         first = first.lower().removesuffix("s") if not first.endswith("ss") else first.lower()
         return rng.choice(FORMS).format(f"{ {'return': 'get', 'clas': 'use a class'}.get(first, first) } {rest}")
 
+    in_boxes: list[tuple[str, list[str], list[Question]]] = [
+        ("tools", list(box.values()), [(q, box[tool["name"]]) for tool in tools for q in tool["requests"]])
+        for box, tools in zip(boxes, toolboxes, strict=True)
+    ]
     everything: list[tuple[str, list[str], list[Question]]] = [
         *((kind, texts, found) for kind, found in asked.items()),
         ("squad-sentences", sentences, answers["squad-sentences"]),
@@ -309,16 +315,13 @@ def main() -> None:
         ("alike", alike, [(query, None) for query in rng.sample(alike, 500)]),
         ("faq", answers_too, [(query, None) for query in rng.sample(alike, 400)]),
         ("faq", answers_too, rng.sample(sorted(faq.items()), 400)),
-        *(
-            ("tools", list(box.values()), [(q, box[tool["name"]]) for tool in tools for q in tool["requests"]])
-            for box, tools in zip(boxes, toolboxes, strict=True)
-        ),
+        *in_boxes,
         (
             "library",
             list(of_function.values()),
             [(request(described[n]), of_function[n]) for n in rng.sample(sorted(described), 500)],
         ),
-        ("howto", manual, howto),
+        ("howto", manual, [(question, answer) for question, answer in howto]),
     ]
     searchers: dict[int, Searcher] = {}
     made: dict[str, list[dict[str, Any]]] = {"train": [], "dev": []}
