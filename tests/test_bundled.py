@@ -42,7 +42,7 @@ def test_golden_scores_put_the_answer_first() -> None:
 def test_the_bundled_model_keeps_the_contract(backend: str) -> None:
     exact = Reranker(backend=backend, precision="fp32")
     check_backend_contract(exact.prepare()._backend, tolerance=1e-3)
-    check_backend_contract(Reranker(backend=backend).prepare()._backend, tolerance=0.1)
+    check_backend_contract(Reranker(backend=backend).prepare()._backend, tolerance=0.2)
 
 
 def test_scores_are_probabilities_that_mean_something() -> None:
