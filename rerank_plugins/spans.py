@@ -18,7 +18,7 @@ __all__ = ["LARGEST_SHARE", "as_spans", "compressed", "sentence_pairs", "shown"]
 
 LARGEST_SHARE = 0.35
 """Most of the characters that ``compress=True`` keeps."""
-MARGIN = 6.0
+MARGIN = 12.0
 """With ``compress=True``: how far a relevant span may be behind the best one, in logits of the span and its text."""
 _HEADER = 256
 """Characters of the header that stand before each sentence: room for a title, and the cost stays that of the text."""
