@@ -229,7 +229,7 @@ def by_table(logits: dict[str, float], **keywords: object) -> Reranker:
 def test_compression_leaves_what_is_relevant_of_all_texts() -> None:
     long = " ".join(["The red fox runs.", *(f"It is the year {1900 + i}." for i in range(20)), "A fox is red."])
     short, whole = "Red is a colour. It has many shades of light.", "A single sentence stays as it is."
-    logits = {long: 3.0, short: 2.0, "The red fox runs.": 5.0, "A fox is red.": 4.0, "Red is a colour.": 2.5}
+    logits = {long: 6.0, short: 4.0, "The red fox runs.": 10.0, "A fox is red.": 8.0, "Red is a colour.": 5.0}
     ranking = by_table(logits).rank("red fox", [OTHER, long, "", short, whole], compress=True)
     assert [(item.index, item.excerpt, item.rank) for item in ranking] == [
         (1, "The red fox runs. ... A fox is red.", 1),
