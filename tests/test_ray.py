@@ -152,7 +152,8 @@ def test_a_dataset_of_ones_own_goes_on_after_its_driver_was_killed(rows: list[di
         given["id"] = row["id"] = row["key"]
     same(written, expected(rows, tmp_path))
     times = Counter(log.read_text().splitlines())
-    assert sum(times.values()) - len(times) <= 60
+    # Ray keeps some blocks, of 20 rows here, between scoring and writing: those are scored again.
+    assert sum(times.values()) - len(times) <= 10 * 20
 
 
 def test_what_would_wait_for_ever_is_refused(rows: list[dict[str, Any]], tmp_path: Path) -> None:
