@@ -14,6 +14,21 @@ import rerank_plugins
 
 PACKAGE = Path(rerank_plugins.__file__).parent
 
+_FRAMEWORK = {
+    "_adapters",
+    "_agent_texts",
+    "_extras",
+    "_texts",
+    "_threads",
+    "errors",
+    "reranker",
+    "results",
+    "selection",
+    "tools",
+    "types",
+}
+"""What the adapters of a framework may import of this package."""
+
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "_extras": {"errors"},
@@ -108,32 +123,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools": {"_requests", "_texts", "_threads", "errors", "fusion", "reranker", "selection"},
     "results": {"errors", "reranker", "sentences", "tools", "types"},
     "_agent_texts": {"_adapters", "errors"},
-    "langchain": {
-        "_adapters",
-        "_agent_texts",
-        "_extras",
-        "_texts",
-        "_threads",
-        "errors",
-        "reranker",
-        "results",
-        "selection",
-        "tools",
-        "types",
-    },
-    "llama_index": {
-        "_adapters",
-        "_agent_texts",
-        "_extras",
-        "_texts",
-        "_threads",
-        "errors",
-        "reranker",
-        "results",
-        "selection",
-        "tools",
-        "types",
-    },
+    "langchain": _FRAMEWORK,
+    "llama_index": _FRAMEWORK,
     "conversion": {"_engines", "_extras", "_paths", "_quiet", "errors", "backends"},
     "evaluation": {
         "_extras",
