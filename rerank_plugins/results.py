@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rerank_plugins.errors import ConfigurationError
 from rerank_plugins.reranker import Reranker
-from rerank_plugins.sentences import split_sentences
+from rerank_plugins.sentences import fitting, split_sentences
 from rerank_plugins.tools import plain, requests
 from rerank_plugins.types import Span, excerpt
 
@@ -89,7 +89,7 @@ def page(text: str, start: int, max_tokens: int) -> tuple[int, int]:
     """
     start = min(max(0, start), len(text))
     room = max_tokens * BYTES_PER_TOKEN
-    end = start + len(text[start : start + room].encode("utf-8", "replace")[:room].decode("utf-8", "ignore"))
+    end = start + fitting(text[start : start + room], room)
     if end < len(text):
         cut = max(text.rfind("\n", start + (end - start) // 2, end), text.rfind(" ", start + (end - start) // 2, end))
         end = cut + 1 if cut > start else max(end, start + 1)

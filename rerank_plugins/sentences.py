@@ -28,7 +28,7 @@ from collections.abc import Iterator
 
 from rerank_plugins._texts import is_blank
 
-__all__ = ["split_sentences"]
+__all__ = ["fitting", "split_sentences"]
 
 _LONGEST = 1000
 """Bytes in UTF-8."""
@@ -159,7 +159,7 @@ def _stops(text: str, line: int, match: re.Match[str], has_capitals: bool) -> bo
 
 def _short_enough(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """The sentence, or parts of it that have at most `_LONGEST` bytes."""
-    while (size := _fitting(text[start : min(end, start + _LONGEST)])) < end - start:
+    while (size := fitting(text[start : min(end, start + _LONGEST)], _LONGEST)) < end - start:
         cuts = [cut.end() for cut in _CLAUSE.finditer(text, start + size // 2, start + size)]
         stop = cuts[-1] if cuts else start + size
         yield start, start + len(text[start:stop].rstrip())
@@ -169,7 +169,7 @@ def _short_enough(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _fitting(text: str) -> int:
-    """How many characters of a text have at most `_LONGEST` bytes."""
+def fitting(text: str, most: int) -> int:
+    """How many characters of a text, from its beginning, have at most so many bytes in UTF-8."""
     # A lone surrogate counts as one byte.
-    return len(text.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore"))
+    return len(text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore"))
