@@ -167,11 +167,10 @@ def _default() -> Reranker:
 
 
 def with_cache(reranker: Reranker | None) -> Reranker:
-    """A reranker that keeps the scores of pairs: the one that is given, or one like it."""
-    if reranker is None:
-        return _default()
-    config = reranker.config
-    return reranker if config["cache"] is not None else Reranker(**{**config, "cache": CACHED_PAIRS})
+    """A `plain` reranker that keeps the scores of pairs: the one that is given, or one like it."""
+    given = plain(reranker)
+    config = given.config
+    return given if config["cache"] is not None else Reranker(**{**config, "cache": CACHED_PAIRS})
 
 
 _PLAIN = {"fusion": None, "adjust": None, "dedup": None, "order": "best_first", "spans": None}

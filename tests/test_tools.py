@@ -14,7 +14,15 @@ from pydantic import BaseModel
 
 from rerank_plugins import ConfigurationError, InputError, QueryError, Reranker, ScoringError
 from rerank_plugins.testing import FakeBackend
-from rerank_plugins.tools import arank_tools, bm25, embedding_similarity, rank_tools, tool_name, tool_text
+from rerank_plugins.tools import (
+    arank_tools,
+    bm25,
+    embedding_similarity,
+    rank_tools,
+    tool_name,
+    tool_text,
+    with_cache,
+)
 
 SCHEMA = {"type": "object", "properties": {"cityName": {"type": "string"}, "unit": {"type": "string"}}}
 TEXT = "get weather: Forecasts the weather.\nArguments: city name, unit"
@@ -246,3 +254,12 @@ def test_the_bundled_model_is_the_default_and_keeps_its_scores() -> None:
 
     assert plain(None) is plain(None)
     assert plain(None).config["cache"] == 20_000
+
+
+@pytest.mark.parametrize("settings", [{}, {"dedup": "exact"}, {"spans": "sentences", "cache": 100}])
+def test_a_pair_that_is_asked_again_is_not_scored_again(settings: dict[str, Any]) -> None:
+    backend = FakeBackend(lambda query, text: float(len(text)), fingerprint="lengths")
+    own = with_cache(Reranker(backend, **settings))
+    for _ in range(3):
+        rank_tools("a request", [("first", "One."), ("second", "Another one.")], reranker=own)
+    assert sum(map(len, backend.calls)) == 2
