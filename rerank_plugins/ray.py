@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 
 from rerank_plugins._extras import import_extra
-from rerank_plugins.bulk.files import BulkResult, Job, Progress, rendered, scored_shard, with_results
+from rerank_plugins.bulk.files import (
+    BulkResult,
+    Job,
+    Progress,
+    check_count,
+    given_reranker,
+    rendered,
+    scored_shard,
+    with_results,
+)
 from rerank_plugins.bulk.process import ScoringProcess
 from rerank_plugins.bulk.rows import joined, windows
 from rerank_plugins.bulk.source import Source
@@ -89,14 +98,13 @@ def score_files(
         ConfigurationError: As there; or the actors cannot all have their CPUs or GPUs; or machines score with different
             engines.
     """
+    given = given_reranker(reranker, settings)
     with _connected(address):
-        given = Reranker(**settings) if reranker is None else reranker
         plan = _plan(given, actors, threads, num_cpus, num_gpus)
         job = Job(
             pairs,
             out,
-            reranker,
-            settings,
+            given,
             run=run,
             shard_rows=shard_rows,
             overwrite=overwrite,
@@ -267,9 +275,7 @@ def score_dataset(
         >>> pairs = ray.data.read_parquet("/shared/pairs")  # doctest: +SKIP
         >>> score_dataset(pairs).write_parquet("/shared/scores")  # doctest: +SKIP
     """
-    if reranker is not None and settings:
-        raise ConfigurationError(f"Give either reranker or its keywords; got both, with {', '.join(settings)}.")
-    given = Reranker(**settings) if reranker is None else reranker
+    given = given_reranker(reranker, settings)
     # Before anything runs: errors of blocks may be asked to be passed over.
     if (known := dataset.columns(fetch_if_missing=False)) is not None:
         _check_columns(known, (query, text), id_column)
@@ -492,8 +498,7 @@ def _plan(
         others: CPUs that other work needs at the same time.
     """
     for name, value in (("actors", actors), ("threads", threads)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigurationError(f"{name} must be an int of at least 1, or None; got {value!r}.")
+        check_count(name, value)
     for name, share in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if share is not None and (isinstance(share, bool) or not 0 <= share < math.inf):
             raise ConfigurationError(f"{name} must be a number of at least 0, or None; got {share!r}.")

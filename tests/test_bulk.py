@@ -437,6 +437,9 @@ def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> 
         score_files(path, path, reranker=fake())
     with pytest.raises(ConfigurationError, match="either reranker or its keywords"):
         score_files(path, tmp_path / "out", reranker=fake(), model="x")
+    for size in (0, 1.5, "7", True):
+        with pytest.raises(ConfigurationError, match="shard_rows must be an int of at least 1"):
+            score_files(path, tmp_path / "out", reranker=fake(), shard_rows=size)  # type: ignore[arg-type]
     assert sorted(tmp_path.iterdir()) == [path]
 
 

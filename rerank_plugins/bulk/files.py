@@ -8,7 +8,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -29,7 +29,7 @@ from rerank_plugins.ranking import scores
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.settings import Settings
 
-__all__ = ["BulkResult", "Job", "Progress", "rendered", "score_files"]
+__all__ = ["BulkResult", "Job", "Progress", "check_count", "given_reranker", "rendered", "score_files"]
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]
@@ -118,27 +118,39 @@ def score_files(
         >>> score_files("pairs.jsonl", "scores", cache="scores.sqlite").errors  # doctest: +SKIP
         0
     """
-    job = Job(pairs, out, reranker, settings, run=run, shard_rows=shard_rows, overwrite=overwrite, progress=progress)
+    given = given_reranker(reranker, settings)
+    job = Job(pairs, out, given, run=run, shard_rows=shard_rows, overwrite=overwrite, progress=progress)
     process = ScoringProcess(pickled(job.reranker)) if isolate else None
     try:
-        # Reading ahead and writing take a thread each while the engine computes.
-        with closing(job.shards()) as shards, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            written: Any = None
+        # The next shard is read while the engine computes. Each is written before the next is scored: an interruption
+        # costs one at most.
+        with closing(job.shards()) as shards, ThreadPoolExecutor(1) as reader:
             for shard in _ahead(reader, shards):
                 job.start(lambda: process.fingerprint() if process else job.reranker.fingerprint)
                 if job.known(shard):
                     job.keep(shard)
                     continue
-                content = rendered(shard, _scored(job, shard, process), job.reranker.settings, job.source.suffix)
-                if written is not None:
-                    written.result()
-                written = writer.submit(job.write, shard, content)
-            if written is not None:
-                written.result()
+                found = _scored(job, shard, process)
+                job.write(shard, rendered(shard, found, job.reranker.settings, job.source.suffix))
     finally:
         if process is not None:
             process.close()
     return job.finish()
+
+
+def given_reranker(reranker: Reranker | None, settings: Mapping[str, Any]) -> Reranker:
+    """The reranker of a caller who gives either one or its keywords."""
+    if reranker is None:
+        return Reranker(**settings)
+    if settings:
+        raise ConfigurationError(f"Give either reranker or its keywords; got both, with {', '.join(settings)}.")
+    return reranker
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise a `ConfigurationError` for a number of things that is neither None nor an int of at least 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigurationError(f"{name} must be an int of at least 1, or None; got {value!r}.")
 
 
 def _scored(job: Job, shard: Shard, process: ScoringProcess | None) -> RowScores:
@@ -183,8 +195,7 @@ class Job:
         self,
         pairs: str | os.PathLike[str],
         out: str | os.PathLike[str],
-        reranker: Reranker | None,
-        settings: dict[str, Any],
+        reranker: Reranker,
         *,
         run: str | os.PathLike[str] | None,
         shard_rows: int | None,
@@ -192,11 +203,8 @@ class Job:
         progress: Progress | None,
         least_shards: int = 1,
     ) -> None:
-        if reranker is not None and settings:
-            raise ConfigurationError(f"Give either reranker or its keywords; got both, with {', '.join(settings)}.")
-        if shard_rows is not None and (isinstance(shard_rows, bool) or shard_rows < 1):
-            raise ConfigurationError(f"shard_rows must be an int of at least 1; got {shard_rows!r}.")
-        self.reranker = Reranker(**settings) if reranker is None else reranker
+        check_count("shard_rows", shard_rows)
+        self.reranker = reranker
         self.source: Source = open_source(pairs, run)
         self.out = Path(out).expanduser()
         self._progress = progress
@@ -204,7 +212,7 @@ class Job:
         writable_directory(self.out)
         self._before = {} if overwrite else _manifest(self.out)
         if overwrite:
-            _remove(shard for shard in self._found().values())
+            _remove(self._found().values())
         self.shard_rows = shard_rows or self._before.get("shard_rows") or SHARD_ROWS
         if shard_rows is None and "shard_rows" not in self._before and least_shards > 1:
             rows = self.source.estimated_rows(self.out)
